@@ -1,0 +1,1 @@
+"""A view over HTTP: one resource, one key look-up."""

@@ -1,0 +1,1 @@
+"""Source Postgres to changelog topics: the capture, and the wire contract that consumers share."""

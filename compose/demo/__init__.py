@@ -1,0 +1,1 @@
+"""The demo: a start population, a workload and a live terminal table."""

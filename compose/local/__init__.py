@@ -1,0 +1,1 @@
+"""Real servers as local processes."""

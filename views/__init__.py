@@ -1,0 +1,1 @@
+"""Declared views: definitions only."""
