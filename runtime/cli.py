@@ -1,0 +1,39 @@
+"""What the commands of all parts share: one place where errors become messages and exit codes."""
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from runtime.errors import ViewkeeperError
+from runtime.logs import configure_logs
+from runtime.settings import LogSettingsT, Settings, read_settings, settings_help
+
+
+def settings_epilog(kind: type[Settings]) -> str:
+    """Return the part of a command's `--help` that lists the settings it reads, as click keeps it: line by line."""
+    return "\b\nSettings (environment):\n" + settings_help(kind)
+
+
+def start(kind: type[LogSettingsT]) -> LogSettingsT:
+    """Read a command's settings and set up its logs."""
+    settings = read_settings(kind)
+    configure_logs(settings)
+    return settings
+
+
+def run_command(group: Callable[..., object]) -> None:
+    """Run a click group; end with the exit code of the error that it raised, its message on standard error.
+
+    0 done, 1 failed, 2 wrong configuration or usage, 130 interrupted.
+    """
+    try:
+        group(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except ViewkeeperError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

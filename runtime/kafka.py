@@ -1,0 +1,132 @@
+"""The thin edge to Kafka: clients with safe settings, and librdkafka's errors translated once."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
+from runtime.settings import KafkaSettings, variable
+
+log = structlog.get_logger()
+
+ClientT = TypeVar("ClientT")
+
+REQUEST_SECONDS = 10.0
+TRANSACTION_TIMEOUT_SECONDS = 60
+PARTITIONER = "murmur2_random"
+"""Java's default partitioner by key, so that its producers and ours agree on a key's partition."""
+
+_REFUSED = {
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    KafkaError._INVALID_ARG,
+}
+_LOST_HISTORY = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+
+class BrokerUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
+    """The broker cannot be reached or answered with an error that may pass."""
+
+
+class LostHistory(ViewkeeperError):  # noqa: N818 - the state, as the log reads it
+    """A consumer's next offset is not in the log any more, or not yet: Kafka lost records."""
+
+
+def producer(settings: KafkaSettings, *, transactional_id: str, name: str) -> Producer:
+    """Return a transactional producer that loses, repeats and reorders nothing."""
+    return _client(
+        Producer,
+        settings,
+        name,
+        {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_SECONDS * 1000,
+            "partitioner": PARTITIONER,
+            "compression.type": "lz4",
+            "linger.ms": 5,
+            "queue.buffering.max.messages": 1_000_000,
+            "queue.buffering.max.kbytes": 65_536,
+        },
+    )
+
+
+def consumer(
+    settings: KafkaSettings, *, group: str, name: str, options: Mapping[str, object] | None = None
+) -> Consumer:
+    """Return a read-committed consumer that neither commits nor resets offsets by itself."""
+    return _client(
+        Consumer,
+        settings,
+        name,
+        {
+            "group.id": group,
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            **(options or {}),
+        },
+    )
+
+
+def admin(settings: KafkaSettings, *, name: str) -> AdminClient:
+    """Return an admin client."""
+    return _client(AdminClient, settings, name, {})
+
+
+def check_reachable(client: AdminClient, settings: KafkaSettings) -> None:
+    """Ask the cluster for its metadata; raise BrokerUnavailable when nobody answers."""
+    with translated(f"Kafka {settings.kafka_bootstrap_servers}"):
+        client.list_topics(timeout=REQUEST_SECONDS)
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Translate librdkafka's errors; `where` begins the message."""
+    try:
+        yield
+    except KafkaException as error:
+        raise kafka_error(error.args[0], where) from error
+
+
+def kafka_error(error: KafkaError, where: str) -> ViewkeeperError:
+    """Return our error for one of librdkafka's."""
+    text = f"{where}: {error.str()} ({error.name()})"
+    if error.code() in _LOST_HISTORY:
+        return LostHistory(text)
+    if error.code() in _REFUSED:
+        return ConfigurationError(f"{text}; check VIEWKEEPER_KAFKA_… and the rights of its user")
+    return BrokerUnavailable(text)
+
+
+def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, options: Mapping[str, object]) -> ClientT:
+    merged = {
+        "bootstrap.servers": settings.kafka_bootstrap_servers,
+        "client.id": name,
+        "topic.metadata.refresh.interval.ms": 30_000,
+        "reconnect.backoff.max.ms": 2_000,
+        "error_cb": _log_error,
+        "log_level": 3,
+        **options,
+        **settings.kafka_options,
+    }
+    try:
+        return kind(merged)
+    except KafkaException as error:
+        raise ConfigurationError(
+            f"Kafka client: {error.args[0].str()}; check {variable('kafka_bootstrap_servers')} and the "
+            "VIEWKEEPER_KAFKA_<OPTION> settings: each must be an option of librdkafka"
+        ) from error
+
+
+def _log_error(error: KafkaError) -> None:
+    log.warning("kafka_client", reason=error.str(), code=error.name())

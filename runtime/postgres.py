@@ -1,0 +1,96 @@
+"""The thin edge to Postgres: sessions with known settings, and psycopg's errors translated once."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict
+
+from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
+
+CONNECT_TIMEOUT_SECONDS = 5
+
+_PASSING_FATALS = (
+    "starting up",
+    "shutting down",
+    "recovery",
+    "too many",
+    "remaining connection slots",
+    "terminating connection",
+)
+
+
+class DatabaseUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
+    """The database cannot be reached, went away, or asked for the transaction to be tried again."""
+
+
+class LockNotAvailable(RetryableError):  # noqa: N818 - Postgres's own name
+    """A lock was not granted within `lock_timeout`."""
+
+
+class DatabaseError(ViewkeeperError):
+    """The database refused a statement."""
+
+
+def connect(
+    url: str, *, name: str, settings: Mapping[str, str] | None = None, autocommit: bool = True
+) -> psycopg.Connection:
+    """Open a connection called `name` in pg_stat_activity, with `settings` applied to its session.
+
+    Raises DatabaseUnavailable when the server cannot be reached, ConfigurationError when it refuses the login.
+    """
+    where = describe(url)
+    try:
+        connection = psycopg.connect(
+            url,
+            application_name=name,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            autocommit=True,
+        )
+    except psycopg.OperationalError as error:
+        raise connect_error(error, where) from error
+    with translated(where):
+        for setting, value in (settings or {}).items():
+            connection.execute("SELECT set_config(%s, %s, false)", (setting, value))
+    connection.autocommit = autocommit
+    return connection
+
+
+def describe(url: str) -> str:
+    """Return host, port and database of a URL, without user and password, for messages."""
+    parts = conninfo_to_dict(url)
+    return f"Postgres {parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+
+
+def connect_error(error: psycopg.OperationalError, where: str) -> ViewkeeperError:
+    """Translate a failed connect: libpq gives no SQLSTATE here, only the server's line."""
+    line = " ".join(str(error).split())
+    if "FATAL" in line and not any(text in line for text in _PASSING_FATALS):
+        return ConfigurationError(f"{where}: login refused: {line}; check the URL's user, password and database")
+    return DatabaseUnavailable(f"{where}: cannot connect: {line}")
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Translate psycopg's errors; `where` begins the message."""
+    try:
+        yield
+    except pg.LockNotAvailable as error:
+        raise LockNotAvailable(f"{where}: {_line(error)}") from error
+    except (pg.SerializationFailure, pg.DeadlockDetected, pg.QueryCanceled) as error:
+        raise DatabaseUnavailable(f"{where}: {_line(error)}") from error
+    except pg.InsufficientPrivilege as error:
+        raise ConfigurationError(f"{where}: {_line(error)}; grant the role that right") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise DatabaseUnavailable(f"{where}: {_line(error)}") from error
+    except psycopg.Error as error:
+        raise DatabaseError(f"{where}: {_line(error)}") from error
+
+
+def _line(error: psycopg.Error) -> str:
+    state = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+    return " ".join(str(error).split()) + state
