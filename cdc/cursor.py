@@ -25,12 +25,14 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
 class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     """One table's part of a cursor.
 
-    `snapshot` is the `pg_snapshot` up to which changes have been published; `resume_after` the key (as text, one
-    entry a key column) of the last row that the table's own snapshot has published, while `complete` is false.
-    `next_offsets` is the next offset of each partition of `topic` as known by this capture's delivery reports.
+    `attachment` numbers the change log that `snapshot` is a position in: the `pg_snapshot` up to which changes have
+    been published. `resume_after` is the key (as text, one entry a key column) of the last row that the table's own
+    snapshot has published, while `complete` is false. `next_offsets` is the next offset of each partition of `topic`
+    as known by this capture's delivery reports.
     """
 
     topic: str
+    attachment: int
     snapshot: str
     complete: bool
     next_offsets: tuple[int, ...]

@@ -129,8 +129,14 @@ class ViewSettings(LogSettings):
     views: str = Field("views.user_information", description="module or file that declares the views", min_length=1)
 
 
-class CdcSettings(HealthSettings, KafkaSettings, SourceSettings):
-    """Settings of `viewkeeper-cdc`."""
+class CaptureSettings(SourceSettings):
+    """Settings of the `viewkeeper-cdc` commands that speak with the source only."""
+
+    cdc_name: Name = Field("viewkeeper", description="the capture's name; one leader a name")
+
+
+class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
+    """Settings of `viewkeeper-cdc run`."""
 
     topic_partitions: Annotated[int, Field(ge=1, le=1000), Accepts("a whole number from 1 to 1000")] = Field(
         6, description="partitions of a new changelog topic"
@@ -138,7 +144,6 @@ class CdcSettings(HealthSettings, KafkaSettings, SourceSettings):
     topic_replication_factor: Annotated[int | None, Field(ge=1, le=100), Accepts("a whole number from 1 to 100")] = (
         Field(None, description="replicas of a new topic; the broker's default when unset")
     )
-    cdc_name: Name = Field("viewkeeper", description="the capture's name; one leader a name")
     cdc_source: Literal["triggers"] = Field("triggers", description="how changed keys are found")
     cdc_tables: str = Field("", description="tables to capture, schema.table,…; what is attached when unset")
     cdc_poll_seconds: Seconds = Field(0.02, description="from the start of one poll to the start of the next")

@@ -1,0 +1,72 @@
+"""`viewkeeper-cdc`: run the capture, attach tables to it and detach them."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import click
+import psycopg
+
+from cdc.attachment import attach, detach
+from cdc.daemon import run_session
+from cdc.tables import check_migrated
+from cdc.triggers import SESSION
+from cdc.wire import TableName
+from runtime.cli import run_command, settings_epilog, start
+from runtime.daemon import keep_running
+from runtime.health import Health, health_listener
+from runtime.postgres import connect, describe, translated
+from runtime.settings import CaptureSettings, CdcSettings
+from runtime.stop import stop_on_signals
+
+
+@click.group()
+def commands() -> None:
+    """Capture changes of Postgres tables into compacted Kafka topics."""
+
+
+@commands.command(epilog=settings_epilog(CdcSettings))
+def run() -> None:
+    """Run the capture until SIGTERM or Ctrl-C; a second instance waits as its standby."""
+    settings = start(CdcSettings)
+    health = Health()
+    with stop_on_signals() as stop, health_listener(settings.health_host, settings.cdc_health_port, health):
+        keep_running(lambda: run_session(settings, stop, health), stop)
+
+
+@commands.command("attach", epilog=settings_epilog(CaptureSettings))
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+def attach_tables(tables: tuple[str, ...]) -> None:
+    """Attach TABLEs (name or schema.name) to the capture: triggers log their changes from now on."""
+    with _source() as (settings, connection, where):
+        for table in map(TableName.parse, tables):
+            new = attach(connection, settings.cdc_name, table, where=where)
+            click.echo(f"{table}: {'attached' if new else 'was attached already'}")
+
+
+@commands.command("detach", epilog=settings_epilog(CaptureSettings))
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+def detach_tables(tables: tuple[str, ...]) -> None:
+    """Detach TABLEs from the capture: their triggers and change logs go, their topics stay as they are."""
+    with _source() as (settings, connection, where):
+        for table in map(TableName.parse, tables):
+            known = detach(connection, settings.cdc_name, table, where=where)
+            click.echo(f"{table}: {'detached' if known else 'was not attached'}")
+
+
+@contextmanager
+def _source() -> Iterator[tuple[CaptureSettings, psycopg.Connection, str]]:
+    settings = start(CaptureSettings)
+    where = describe(settings.source_url)
+    with closing(connect(settings.source_url, name="viewkeeper-cdc", settings=SESSION)) as connection:
+        with translated(where):
+            check_migrated(connection, where)
+        yield settings, connection, where
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(commands)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The cursor topic, read back before anything else is read or published."""
+
+from confluent_kafka import OFFSET_BEGINNING, IsolationLevel, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from cdc.cursor import Cursor, decode_cursor
+from cdc.topics import end_offsets
+from cdc.wire import cursor_topic_name
+from runtime.errors import RetryableError
+from runtime.kafka import consumer, kafka_error
+from runtime.settings import KafkaSettings
+
+READ_BACK_SECONDS = 90.0
+"""Longer than a transaction lives, since another capture's open one hides what lies behind it."""
+
+
+def read_cursors(client: AdminClient, settings: KafkaSettings) -> dict[str, Cursor]:
+    """Return the newest committed cursor of every capture, by its name.
+
+    Reads, read committed, past the end that a read-uncommitted look gives: with another capture's transaction open,
+    the read-committed end is an older record. The caller has won the lease and called `init_transactions` before, so
+    that no transaction of its own can be open.
+    """
+    topic = cursor_topic_name(settings.topic_prefix)
+    end = end_offsets(client, topic, 1, isolation=IsolationLevel.READ_UNCOMMITTED)[0]
+    cursors: dict[str, Cursor] = {}
+    reader = consumer(settings, group=f"{settings.topic_prefix}-cursor-reader", name="viewkeeper-cdc-cursor")
+    try:
+        reader.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+        position = 0
+        while position < end:
+            message = reader.poll(READ_BACK_SECONDS)
+            if message is None:
+                raise RetryableError(f"{topic}: could not read up to offset {end} in {READ_BACK_SECONDS:.0f} s")
+            failure = message.error()
+            if failure is not None and failure.code() != KafkaError._PARTITION_EOF:
+                raise kafka_error(failure, topic)
+            offset, key, value = message.offset() or 0, message.key(), message.value()
+            position = offset if failure else offset + 1
+            if failure is None and isinstance(key, bytes) and isinstance(value, bytes):
+                cursors[key.decode()] = decode_cursor(value, where=f"{topic} offset {offset}")
+    finally:
+        reader.close()
+    return cursors

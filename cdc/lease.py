@@ -1,0 +1,113 @@
+"""The lease, which makes one process the leader of a capture, and the mark, which proves what was flushed."""
+
+import secrets
+import time
+from collections.abc import Callable
+
+import psycopg
+import structlog
+
+from runtime.errors import RetryableError
+from runtime.postgres import translated
+from runtime.stop import Stop
+
+log = structlog.get_logger()
+
+RENEW_SECONDS = 1.0
+
+_REGISTER = "INSERT INTO cdc.capture (name) VALUES (%(capture)s) ON CONFLICT DO NOTHING"
+_STATE = "SELECT leader, beat FROM cdc.capture WHERE name = %(capture)s"
+_TAKE = """
+UPDATE cdc.capture SET leader = %(leader)s, beat = beat + 1
+WHERE name = %(capture)s AND leader IS NOT DISTINCT FROM %(previous)s AND beat = %(beat)s
+"""
+_RENEW = "UPDATE cdc.capture SET beat = beat + 1 WHERE name = %(capture)s AND leader = %(leader)s"
+_RELEASE = "UPDATE cdc.capture SET leader = NULL WHERE name = %(capture)s AND leader = %(leader)s"
+_FLUSH = """
+UPDATE cdc.capture SET pending_token = %(pending)s, published_token = %(published)s, beat = beat + 1
+WHERE name = %(capture)s AND leader = %(leader)s
+"""
+
+
+class LeadershipLost(RetryableError):  # noqa: N818 - the state, as the log reads it
+    """Another process took the lease over: wait as its standby."""
+
+
+class Lease:
+    """A capture's row in the source, held by one leader that raises its `beat`.
+
+    A process that sees no progress for `lease_seconds` on its own clock takes the lease over; no two clocks are
+    compared. The connection must be in autocommit with `synchronous_commit=on`.
+    """
+
+    def __init__(self, connection: psycopg.Connection, capture: str, *, where: str, lease_seconds: float) -> None:
+        self._connection = connection
+        self._capture = capture
+        self._where = where
+        self._lease_seconds = lease_seconds
+        self._leader = f"{connection.info.backend_pid}-{secrets.token_hex(8)}"
+        self._renewed_at = time.monotonic()
+
+    def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
+        """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
+        with translated(self._where):
+            self._connection.execute(_REGISTER, {"capture": self._capture})
+        seen: tuple[str | None, int] | None = None
+        seen_at = time.monotonic()
+        while not stop.requested:
+            state = self._state()
+            if state != seen:
+                if seen is None and state[0] is not None:
+                    log.info("standby", capture=self._capture, leader=state[0], reason="another process is the leader")
+                seen, seen_at = state, time.monotonic()
+            leaderless = state[0] is None or time.monotonic() - seen_at >= self._lease_seconds
+            if leaderless and self._take(*state):
+                log.info("leading", capture=self._capture, leader=self._leader)
+                return True
+            waiting()
+            stop.wait(min(self._lease_seconds / 5, RENEW_SECONDS))
+        return False
+
+    def renew(self) -> None:
+        """Show progress, at most once a second; raise LeadershipLost if the lease is another's."""
+        if time.monotonic() - self._renewed_at >= RENEW_SECONDS:
+            self._update(_RENEW, {})
+
+    def flush(self, *, published: str) -> str:
+        """Commit a new token to the mark, and with it flush all WAL up to the last snapshot; return the token.
+
+        A transaction that only took an xid is not flushed at its commit, and its xid is used again after a crash:
+        what was read before would be another transaction's. Therefore this writes a row, and is called after the
+        last snapshot that was used and before each Kafka commit. `published` is the token of the newest cursor that
+        Kafka is known to have committed.
+        """
+        token = secrets.token_hex(8)
+        self._update(_FLUSH, {"pending": token, "published": published})
+        return token
+
+    def release(self) -> None:
+        """Give the lease back, so that a standby need not wait for its end."""
+        with translated(self._where):
+            self._connection.execute(_RELEASE, {"capture": self._capture, "leader": self._leader})
+
+    def _state(self) -> tuple[str | None, int]:
+        with translated(self._where):
+            row = self._connection.execute(_STATE, {"capture": self._capture}).fetchone()
+        if row is None:
+            raise LeadershipLost(f"{self._where}: capture {self._capture} has no row in cdc.capture any more")
+        return row[0], row[1]
+
+    def _take(self, previous: str | None, beat: int) -> bool:
+        values = {"capture": self._capture, "leader": self._leader, "previous": previous, "beat": beat}
+        with translated(self._where):
+            taken = self._connection.execute(_TAKE, values).rowcount == 1
+        self._renewed_at = time.monotonic()
+        return taken
+
+    def _update(self, statement: str, values: dict[str, str]) -> None:
+        values = {"capture": self._capture, "leader": self._leader, **values}
+        with translated(self._where):
+            updated = self._connection.execute(statement, values).rowcount
+        if updated != 1:
+            raise LeadershipLost(f"capture {self._capture}: another process took over the lease")
+        self._renewed_at = time.monotonic()

@@ -1,0 +1,61 @@
+"""Emptying change logs: writers move to a log's other part, and the one they left is truncated once it is published."""
+
+import psycopg
+import structlog
+from psycopg.sql import SQL, Literal
+
+from cdc.statements import PARTS, log_name
+from cdc.tables import CapturedTable
+from runtime.postgres import LockNotAvailable, translated
+
+log = structlog.get_logger()
+
+SWITCH_BYTES = 1024 * 1024
+"""Writers move to the other part when theirs has grown to this size."""
+
+_SIZES = "SELECT pg_catalog.pg_relation_size({}), pg_catalog.pg_relation_size({}), active_part"
+_SWITCH = "UPDATE cdc.captured_table SET active_part = 1 - active_part WHERE id = %(attachment)s"
+_PRUNED = "UPDATE cdc.captured_table SET pruned_snapshot = %(snapshot)s WHERE id = %(attachment)s"
+# Waiting in the lock's queue would make writers and polls wait behind us.
+_LOCK = "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT"
+_UNPUBLISHED = "SELECT EXISTS (SELECT FROM {} WHERE NOT pg_catalog.pg_visible_in_snapshot(xid, {}))"
+_TRUNCATE = "TRUNCATE {}"
+
+
+def prune(connection: psycopg.Connection, table: CapturedTable, *, published_snapshot: str, where: str) -> None:
+    """Keep a table's change log short; called now and then, does at most one step, waits for nobody.
+
+    `published_snapshot` is the table's snapshot in the newest cursor that Kafka has committed.
+    """
+    sizes_sql = SQL(_SIZES).format(*(Literal(log_name(table, part).as_string()) for part in PARTS))
+    values = {"attachment": table.attachment}
+    with translated(where):
+        row = connection.execute(
+            sizes_sql + SQL(" FROM cdc.captured_table WHERE id = %(attachment)s"), values
+        ).fetchone()
+        if row is None:
+            return
+        *sizes, active_part = row
+        if sizes[1 - active_part] > 0:
+            _empty(connection, table, 1 - active_part, published_snapshot)
+        elif sizes[active_part] >= SWITCH_BYTES:
+            connection.execute(_SWITCH, values)
+
+
+def _empty(connection: psycopg.Connection, table: CapturedTable, part: int, published_snapshot: str) -> None:
+    """Truncate a part that writers have left, unless one of them still fills it or a record is not yet published.
+
+    The check comes after the lock, in a statement of its own under READ COMMITTED, so that it sees what writers
+    committed while the lock was being granted.
+    """
+    name = log_name(table, part)
+    try:
+        with translated(f"{table.name}: change log"), connection.transaction():
+            connection.execute(SQL(_LOCK).format(name))
+            unpublished = connection.execute(SQL(_UNPUBLISHED).format(name, Literal(published_snapshot))).fetchone()
+            if unpublished == (False,):
+                values = {"attachment": table.attachment, "snapshot": published_snapshot}
+                connection.execute(_PRUNED, values)
+                connection.execute(SQL(_TRUNCATE).format(name))
+    except LockNotAvailable:
+        log.debug("change_log_in_use", table=str(table.name), part=part)

@@ -1,0 +1,103 @@
+"""What the source knows of the captured tables: their keys, columns and change logs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import class_row
+
+from cdc.errors import CaptureError
+from cdc.wire import TableName
+from runtime.errors import ConfigurationError
+from runtime.migrations import migration_command
+
+TABLES_SQL = """
+SELECT t.id AS attachment, t.table_schema AS schema, t.table_name AS name, t.key_columns,
+       t.active_part, c.oid IS NOT NULL AS exists,
+       coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_names,
+       -- A domain is written as the type that it is made from.
+       coalesce(array_agg(pg_catalog.format_type(coalesce(nullif(d.typbasetype, 0), d.oid), NULL) ORDER BY a.attnum)
+                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_types
+FROM cdc.captured_table t
+LEFT JOIN pg_catalog.pg_class c
+       ON c.oid = t.table_oid AND c.relname = t.table_name AND c.relnamespace = (
+           SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.table_schema)
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+WHERE t.capture = %(capture)s
+GROUP BY t.id, c.oid
+ORDER BY t.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column with the name of its type, as `format_type` gives it."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedTable:
+    """A captured table as it is now. `attachment` numbers its change log and is never used again."""
+
+    attachment: int
+    name: TableName
+    key: tuple[Column, ...]
+    columns: tuple[Column, ...]
+    active_part: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    attachment: int
+    schema: str
+    name: str
+    key_columns: list[str]
+    active_part: int
+    exists: bool
+    column_names: list[str]
+    column_types: list[str]
+
+    def table(self) -> CapturedTable:
+        name = TableName(self.schema, self.name)
+        columns = tuple(Column(*pair) for pair in zip(self.column_names, self.column_types, strict=True))
+        types = {column.name: column for column in columns}
+        missing = [column for column in self.key_columns if column not in types]
+        if not self.exists or missing:
+            gone = f"its key column {missing[0]}" if self.exists else "the table"
+            raise CaptureError(
+                f"{name}: {gone} was dropped or renamed; undo that, or run: viewkeeper-cdc detach {name}, "
+                "delete its topic, and attach it anew"
+            )
+        key = tuple(types[column] for column in self.key_columns)
+        return CapturedTable(self.attachment, name, key, columns, self.active_part)
+
+
+def captured_tables(connection: psycopg.Connection, capture: str) -> tuple[CapturedTable, ...]:
+    """Return what is attached to a capture; raise CaptureError if a table or its key was dropped or renamed."""
+    with connection.cursor(row_factory=class_row(_Record)) as cursor:
+        return tuple(record.table() for record in cursor.execute(TABLES_SQL, {"capture": capture}))
+
+
+def selected(tables: Sequence[CapturedTable], wanted: str) -> tuple[CapturedTable, ...]:
+    """Return those of `tables` that `VIEWKEEPER_CDC_TABLES` names (`schema.table,…`), all if it names none.
+
+    Raises ConfigurationError if one is named that is not attached.
+    """
+    names = [TableName.parse(name) for name in wanted.split(",") if name.strip()]
+    attached = {table.name for table in tables}
+    for name in names:
+        if name not in attached:
+            raise ConfigurationError(
+                f"VIEWKEEPER_CDC_TABLES names {name}, which is not attached; run: viewkeeper-cdc attach {name}"
+            )
+    return tuple(table for table in tables if not names or table.name in names)
+
+
+def check_migrated(connection: psycopg.Connection, where: str) -> None:
+    """Raise ConfigurationError with the command to run unless the capture's objects are in this database."""
+    row = connection.execute("SELECT to_regprocedure('cdc.attach(text, regclass)')").fetchone()
+    if row is None or row[0] is None:
+        raise ConfigurationError(f"{where}: schema cdc is missing; run: {migration_command('source')}")
