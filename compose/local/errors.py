@@ -1,13 +1,11 @@
 """What can go wrong with the local servers."""
 
-
-class LocalStackError(Exception):
-    """A local server could not be started; the message says what, where and what to do."""
-
-    exit_code = 1
+from runtime.errors import ConfigurationError, ViewkeeperError
 
 
-class LocalSettingError(LocalStackError):
+class LocalStackError(ViewkeeperError):
+    """A local server could not be started, or ended by itself."""
+
+
+class LocalSettingError(LocalStackError, ConfigurationError):
     """The machine or a setting stands in the way: a taken port, a folder in use, a missing package."""
-
-    exit_code = 2

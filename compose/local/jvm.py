@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from compose.local.errors import LocalSettingError
@@ -36,8 +35,8 @@ def java() -> Path:
 class ClassArchive:
     """The classes that a program loads, kept in mapped form from one run for the next ones.
 
-    The first run that ends well records them. An archive fits one Java and one class path only, so both are in its
-    name; one that does not fit or is missing costs speed, nothing else.
+    The first run that ends well records them. An archive fits one Java, one class path and one set of flags only, so
+    all three are in its name; one that does not fit or is missing costs speed, nothing else.
     """
 
     def __init__(self, folder: Path, *, program: str, java_path: Path, class_path: Sequence[Path]) -> None:
@@ -57,19 +56,20 @@ class ClassArchive:
 
     def keep(self, recording: Path) -> None:
         """Put a finished recording, if there is one, in the archive's place, and drop outdated archives."""
-        with suppress(FileNotFoundError):
-            for outdated in self._path.parent.glob(f"{self._program}-*.jsa"):
-                outdated.unlink()
-            unfinished = self._path.with_suffix(".unfinished")
-            shutil.copyfile(recording, unfinished)
-            unfinished.replace(self._path)
-            recording.unlink()
+        if not recording.exists():
+            return
+        unfinished = self._path.with_suffix(".unfinished")
+        shutil.copyfile(recording, unfinished)
+        for outdated in self._path.parent.glob(f"{self._program}-*.jsa"):
+            outdated.unlink(missing_ok=True)
+        unfinished.replace(self._path)
+        recording.unlink()
 
     def _write_base(self) -> None:
         """Write the archive of Java's own classes, which this runtime comes without and the program's builds on."""
         unfinished = self._base.with_suffix(".unfinished")
         subprocess.run(
-            [str(self._java), "-Xshare:dump", "-XX:+UseSerialGC", f"-XX:SharedArchiveFile={unfinished}"],
+            [str(self._java), "-Xshare:dump", *FLAGS, f"-XX:SharedArchiveFile={unfinished}"],
             check=True,
             capture_output=True,
         )
@@ -78,4 +78,4 @@ class ClassArchive:
 
 def _fingerprint(files: Sequence[Path]) -> str:
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((FLAGS, facts)).encode()).hexdigest()[:12]
