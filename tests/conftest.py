@@ -1,0 +1,115 @@
+"""Real servers for all tests: one Postgres and one broker a run, a cloned database and a topic prefix a test."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from confluent_kafka.admin import AdminClient
+from psycopg import sql
+
+from compose.local.kafka import KafkaBroker
+from compose.local.kafka import kafka as run_kafka
+from compose.local.postgres import PostgresServer
+from compose.local.postgres import postgres as run_postgres
+from tests.daemons import ROOT, Daemons, daemons_in
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One real Postgres for the whole run."""
+    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """One real Kafka broker for the whole run."""
+    with run_kafka(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def source_template(postgres: PostgresServer) -> str:
+    """Name of a source database with capture objects and the demo's tables, as the migrations make them."""
+    return _migrated(postgres, "source_template", "VIEWKEEPER_SOURCE_URL", sections=("source", "demo"))
+
+
+@pytest.fixture(scope="session")
+def view_template(postgres: PostgresServer) -> str:
+    """Name of a view database with the projector's tables and user_information, as the migrations make them."""
+    return _migrated(postgres, "view_template", "VIEWKEEPER_VIEW_URL", sections=("view",))
+
+
+@pytest.fixture
+def source_url(postgres: PostgresServer, source_template: str) -> Iterator[str]:
+    """URL of this test's own source database."""
+    with _clone(postgres, source_template) as url:
+        yield url
+
+
+@pytest.fixture
+def view_url(postgres: PostgresServer, view_template: str) -> Iterator[str]:
+    """URL of this test's own view database."""
+    with _clone(postgres, view_template) as url:
+        yield url
+
+
+@pytest.fixture
+def topic_prefix(kafka: KafkaBroker) -> Iterator[str]:
+    """Give a topic prefix of this test's own; its topics are deleted after the test."""
+    prefix = f"t{uuid4().hex[:12]}"
+    yield prefix
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    ours = [name for name in admin.list_topics(timeout=10).topics if name.startswith(f"{prefix}.")]
+    if ours:
+        for deleted in admin.delete_topics(ours).values():
+            deleted.result()
+
+
+@pytest.fixture
+def settings_env(source_url: str, view_url: str, kafka: KafkaBroker, topic_prefix: str) -> dict[str, str]:
+    """Give the settings of this test's daemons; each listens on any free port and logs JSON lines."""
+    return {
+        "VIEWKEEPER_SOURCE_URL": source_url,
+        "VIEWKEEPER_VIEW_URL": view_url,
+        "VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "VIEWKEEPER_TOPIC_PREFIX": topic_prefix,
+        "VIEWKEEPER_LOG_FORMAT": "json",
+        "VIEWKEEPER_CDC_HEALTH_PORT": "0",
+        "VIEWKEEPER_PROJECTOR_HEALTH_PORT": "0",
+        "VIEWKEEPER_API_PORT": "0",
+    }
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, settings_env: dict[str, str]) -> Iterator[Daemons]:
+    """Start daemons with this test's settings, `daemon("cdc", "run")`; they end with the test."""
+    with daemons_in(tmp_path, settings_env) as daemons:
+        yield daemons
+
+
+def _migrated(postgres: PostgresServer, database: str, url_setting: str, *, sections: tuple[str, ...]) -> str:
+    with psycopg.connect(postgres.url(), autocommit=True) as session:
+        session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(url_setting, postgres.url(database))
+        for section in sections:
+            command.upgrade(Config(ROOT / "alembic.ini", ini_section=section), "head")
+    return database
+
+
+@contextmanager
+def _clone(postgres: PostgresServer, template: str) -> Iterator[str]:
+    name = f"{template.removesuffix('_template')}_{uuid4().hex[:12]}"
+    clone, original = sql.Identifier(name), sql.Identifier(template)
+    with psycopg.connect(postgres.url(), autocommit=True) as session:
+        session.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(clone, original))
+        try:
+            yield postgres.url(name)
+        finally:
+            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(clone))

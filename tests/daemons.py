@@ -1,0 +1,126 @@
+"""Viewkeeper's daemons as the separate processes that they are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compose.local.process import death_prefix
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parent.parent
+STOP_SECONDS = 15.0
+
+
+class Daemon:
+    """One running daemon and its log, a file of JSON lines."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+        self.name = name
+        self.log_path = log_path
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def health_port(self) -> int:
+        """The port of its health listener; waits until it listens."""
+        return int(self.wait_logged("health_listening")["port"])
+
+    def log_text(self) -> str:
+        """All that it has written so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Read the log's lines of one event, oldest first."""
+        lines = [line for line in self.log_text().splitlines() if line.startswith("{") and line.endswith("}")]
+        return [line for line in map(json.loads, lines) if line.get("event") == event]
+
+    def wait_logged(self, event: str, *, timeout_seconds: float = 30.0) -> dict[str, Any]:
+        """Wait for an event and return its first line; fails with the log if the daemon ends before."""
+
+        def seen_or_ended() -> bool:
+            return bool(self.logged(event)) or not self.is_running()
+
+        wait_until(seen_or_ended, timeout_seconds=timeout_seconds, what=f"{event} in the log of {self.name}")
+        lines = self.logged(event)
+        if not lines:
+            pytest.fail(f"{self.name} ended with code {self._process.returncode}; its log:\n{self.log_text()}")
+        return lines[0]
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, SIGSTOP for instance."""
+        self._process.send_signal(number)
+
+    def terminate(self) -> int:
+        """Ask it to stop, as a supervisor does, and return its exit code."""
+        self._process.terminate()
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self, timeout_seconds: float = STOP_SECONDS) -> int:
+        """Wait for its end and return its exit code; fails with the log if it does not end."""
+        try:
+            return self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{self.name} still runs after {timeout_seconds:g} s; its log:\n{self.log_text()}")
+
+
+class Daemons:
+    """Starts daemons by their command, `daemons("cdc", "run")`, with the settings of this test."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._started: list[Daemon] = []
+
+    def __call__(self, part: str, *arguments: str, settings: Mapping[str, str] | None = None) -> Daemon:
+        """Start `part` (cdc, projector, api) with further or other `settings`; does not wait for anything."""
+        name = f"{part}-{len(self._started)}"
+        log_path = self._folder / f"{name}.log"
+        # Settings of the shell that runs the tests must not reach what is tested.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("VIEWKEEPER_")}
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [*death_prefix(signal.SIGKILL), sys.executable, "-m", f"{part}.cli", *arguments],
+                cwd=ROOT,
+                env={**environment, **self._settings, **(settings or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        daemon = Daemon(name, process, log_path)
+        self._started.append(daemon)
+        return daemon
+
+    def end_all(self) -> None:
+        """Kill what still runs, a stopped process too."""
+        for daemon in self._started:
+            if daemon.is_running():
+                daemon.kill()
+
+
+@contextmanager
+def daemons_in(folder: Path, settings: Mapping[str, str]) -> Iterator[Daemons]:
+    """Offer daemons that log into `folder` and end with the context."""
+    daemons = Daemons(folder, settings)
+    try:
+        yield daemons
+    finally:
+        daemons.end_all()
