@@ -9,7 +9,7 @@ import msgspec
 
 from tests.bench.errors import BenchError
 from tests.bench.http_connection import get_request
-from tests.bench.percentiles import Latencies
+from tests.bench.percentiles import Latencies, summarise
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,14 +42,19 @@ class OpenLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What an open loop saw: latencies from each request's planned send time, errors among them.
+    """What an open loop saw: each request's latency in seconds from its planned send time, errors among them.
 
-    `send_delay_max` is how late the tool itself was, at worst, in seconds: it is part of the latencies.
+    `send_delay_max_seconds` is how late the tool itself was, at worst: it is part of the latencies.
     """
 
-    latencies: Latencies
+    latencies_seconds: list[float]
     errors: int
-    send_delay_max: float
+    send_delay_max_seconds: float
+
+    @property
+    def latencies(self) -> Latencies:
+        """The latencies' percentiles."""
+        return summarise(self.latencies_seconds)
 
 
 class ClosedLoad(msgspec.Struct, frozen=True, kw_only=True):

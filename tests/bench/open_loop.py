@@ -19,7 +19,6 @@ import msgspec
 from tests.bench.errors import BenchError
 from tests.bench.http_connection import HttpConnection, address
 from tests.bench.load import OpenLoad, OpenResult
-from tests.bench.percentiles import summarise
 
 START_DELAY_SECONDS = 0.05
 _PENDING = -1.0
@@ -64,7 +63,9 @@ class OpenLoop:
             connection.close()
         await asyncio.sleep(0)  # the loop closes them in its next turn
         return OpenResult(
-            latencies=summarise(self._latencies), errors=self._errors, send_delay_max=self._send_delay_max
+            latencies_seconds=self._latencies.tolist(),
+            errors=self._errors,
+            send_delay_max_seconds=self._send_delay_max,
         )
 
     def _planned(self, number: int) -> float:

@@ -1,0 +1,116 @@
+"""`make bench-capture`: snapshot and catch-up against plain reading, live latency, and what writers pay.
+
+The processes measured are real: `viewkeeper-cdc run` on a table of about 200 bytes a row, six partitions.
+"""
+
+from statistics import median
+
+import click
+import psycopg
+
+from tests.bench.bench_stack import BenchStack, bench_stack
+from tests.bench.catching_up import Phase, snapshot_and_catch_up
+from tests.bench.command import rate_option, run_bench, say, scale_option
+from tests.bench.figures import USUAL_RATE, Figures, at_rate, report
+from tests.bench.live_latency import live_latency
+from tests.bench.percentiles import ratio_of_medians
+from tests.bench.sample_rows import TABLE, create_table, insert_rows
+from tests.bench.writer_cost import writer_cost
+
+ROWS = 500_000
+ROUNDS = 3
+LIVE_SECONDS = 60.0
+LEAST_LIVE_SECONDS = 8.0
+LOW_RATE = 200
+TEMPLATE = "filled"
+
+
+def measure(stack: BenchStack, scale: float, rate: int) -> Figures:
+    """Return all figures of the capture."""
+    rows = max(round(ROWS * scale), 1_000)
+    say(f"filling a table of {rows:,} rows")
+    _fill(stack, rows)
+    rounds = []
+    for number in range(1, ROUNDS + 1):
+        snapshot, catch_up = snapshot_and_catch_up(stack, TEMPLATE, number, rows)
+        rounds.append((snapshot, catch_up))
+        say(f"round {number}: snapshot {_words(snapshot)}; catch-up {_words(catch_up)}")
+    figures = _phase_figures([first for first, _ in rounds], [second for _, second in rounds])
+    figures |= _live(stack, scale, rate, rows)
+    say("inserting with triggers and without")
+    return figures | writer_cost(stack, scale)
+
+
+def _fill(stack: BenchStack, rows: int) -> None:
+    stack.create_database(TEMPLATE)
+    pipeline = stack.pipeline(source=TEMPLATE, view=TEMPLATE, topic_prefix=TEMPLATE)
+    pipeline.migrate("source")
+    with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
+        create_table(connection)
+        insert_rows(connection, 1, rows)
+        connection.execute(f"VACUUM ANALYZE public.{TABLE}")
+
+
+def _phase_figures(snapshots: list[Phase], catch_ups: list[Phase]) -> Figures:
+    both = [*snapshots, *catch_ups]
+    return {
+        "snapshot_rows_per_second": median(phase.rows_per_second for phase in snapshots),
+        "catchup_rows_per_second": median(phase.rows_per_second for phase in catch_ups),
+        "read_rows_per_second": median(phase.read_rows_per_second for phase in both),
+        "snapshot_ratio_to_read": _ratio_to_read(snapshots),
+        "catchup_ratio_to_read": _ratio_to_read(catch_ups),
+        "cpu_seconds_per_million_rows": max(
+            median(phase.cpu_seconds_per_million_rows for phase in phases) for phases in (snapshots, catch_ups)
+        ),
+        "peak_rss_mb": max(phase.peak_rss_bytes for phase in both) / 1e6,
+    }
+
+
+def _ratio_to_read(phases: list[Phase]) -> float:
+    return ratio_of_medians(
+        (phase.rows_per_second for phase in phases), (phase.read_rows_per_second for phase in phases)
+    )
+
+
+def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
+    """Measure live latency at `rate` and at the low rate, with one capture that has finished its snapshot."""
+    database = "live"
+    stack.create_database(database, template=TEMPLATE)
+    pipeline = stack.pipeline(source=database, view=database, topic_prefix=database)
+    pipeline.attach(TABLE)
+    seconds = max(LIVE_SECONDS * scale, LEAST_LIVE_SECONDS)
+    figures: Figures = {}
+    with pipeline.daemon("cdc.cli", "run") as capture:
+        capture.wait_for_event("snapshot_complete", timeout_seconds=600.0)
+        stack.settle()
+        for changes_per_second in dict.fromkeys((rate, LOW_RATE)):
+            say(f"live latency at {changes_per_second:,} changes/s for {seconds:g} s")
+            latencies = live_latency(pipeline, rate=changes_per_second, seconds=seconds, rows=rows)
+            figures |= at_rate(
+                {
+                    "latency_p50_seconds": latencies.p50,
+                    "latency_p95_seconds": latencies.p95,
+                    "latency_max_seconds": latencies.max,
+                },
+                changes_per_second,
+            )
+    stack.drop_database(database)
+    return figures
+
+
+def _words(phase: Phase) -> str:
+    return f"{phase.rows_per_second:,.0f} rows/s against {phase.read_rows_per_second:,.0f}"
+
+
+@click.command()
+@scale_option
+@rate_option(USUAL_RATE)
+def main(scale: float, rate: int) -> None:
+    """Measure the capture; live latency at RATE and at 200 changes/s."""
+    with bench_stack() as stack:
+        figures = measure(stack, scale, rate)
+    report("capture", figures, rate=rate)
+
+
+if __name__ == "__main__":
+    run_bench(main)

@@ -1,0 +1,140 @@
+"""Processes under measurement: the daemons that a benchmark starts, and what processes cost in CPU and memory."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from compose.local.process import death_prefix, tail
+from tests.bench.errors import BenchError
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+POLL_SECONDS = 0.01
+LOG_TAIL_LINES = 20
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """A line of a daemon's JSON log, as far as benchmarks read it."""
+
+    event: str
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running process of ours, with a JSON log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    def wait_for_event(self, event: str, *, timeout_seconds: float = START_SECONDS) -> LogLine:
+        """Wait until the log has a line of `event` and return it; raise BenchError if the process ends before."""
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            for line in self._log_lines():
+                if line.event == event:
+                    return line
+            self.check_alive()
+            time.sleep(POLL_SECONDS)
+        raise BenchError(f"{self.name} did not log {event!r} within {timeout_seconds:g} s; {self._log_end()}")
+
+    def port(self, event: str = "health_listening") -> int:
+        """Wait until the process listens and return its port."""
+        port = self.wait_for_event(event).port
+        if port is None:
+            raise BenchError(f"{self.name} logged {event!r} without a port")
+        return port
+
+    def check_alive(self) -> None:
+        """Raise BenchError with the log's end if the process has ended."""
+        if self.process.poll() is not None:
+            raise BenchError(f"{self.name} ended with code {self.process.returncode}; {self._log_end()}")
+
+    def _log_lines(self) -> Iterator[LogLine]:
+        for line in self.log_path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                with suppress(msgspec.DecodeError):  # a warning of the interpreter's, for instance
+                    yield msgspec.json.decode(line, type=LogLine)
+
+    def _log_end(self) -> str:
+        return f"the end of its log:\n{tail(self.log_path, LOG_TAIL_LINES)}"
+
+
+@contextmanager
+def daemon(name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[Daemon]:
+    """Run a daemon with its log in `folder`; stop it after. Raises BenchError when it does not stop cleanly.
+
+    VIEWKEEPER settings come from `environment` alone. If we are killed the kernel kills the daemon.
+    """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIEWKEEPER_")}
+    log_path = folder / f"{name}-{time.monotonic_ns()}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [*death_prefix(signal.SIGKILL), *command],
+            env={**inherited, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    running = Daemon(name, process, log_path)
+    try:
+        yield running
+        running.check_alive()
+    finally:
+        _stop(running)
+
+
+def _stop(running: Daemon) -> None:
+    process = running.process
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise BenchError(f"{running.name} did not stop within {STOP_SECONDS:g} s of SIGTERM") from None
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of a process and all its descendants, those that have ended and been waited for, too."""
+    total = 0.0
+    for process in _tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """Return the largest memory that a process ever had resident, summed over it and its living descendants.
+
+    The kernel's own high-water mark, so that no sampling misses it; Linux only. Raises BenchError elsewhere.
+    """
+    try:
+        return sum(_high_water_bytes(process.pid) for process in _tree(pid))
+    except FileNotFoundError as error:
+        raise BenchError(
+            f"peak memory is read from {error.filename}, which is not there: measure it on Linux"
+        ) from error
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+
+
+def _high_water_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(kilobytes) * 1024
