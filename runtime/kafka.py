@@ -53,7 +53,7 @@ def producer(settings: KafkaSettings, *, transactional_id: str, name: str) -> Pr
             "compression.type": "lz4",
             "linger.ms": 5,
             "queue.buffering.max.messages": 1_000_000,
-            "queue.buffering.max.kbytes": 65_536,
+            "queue.buffering.max.kbytes": 32_768,
         },
     )
 
