@@ -19,6 +19,7 @@ from compose.local.process import (
     command_line,
     demand_free,
     free_port,
+    processes_in,
     run_to_end,
     stop_leftover,
 )
@@ -123,6 +124,9 @@ def _clear_earlier_run(database_dir: Path) -> None:
     first, _, rest = pid_path.read_text().partition("\n")
     pid = int(first)
     stop_leftover(pid, mark=str(database_dir), stop_signals=STOP_SIGNALS, stop_seconds=STOP_SECONDS)
+    # A session busy with a long statement outlives its killed server, and the next one would refuse to start.
+    for orphan in processes_in(database_dir, title="postgres: "):
+        stop_leftover(orphan, mark="postgres: ", stop_signals=[signal.SIGKILL], stop_seconds=STOP_SECONDS)
     if command_line(pid) and pid_path.exists():
         pid_path.write_text(f"{NO_PROCESS}\n{rest}")
 

@@ -142,6 +142,16 @@ def command_line(pid: int) -> str:
     return shown.stdout
 
 
+def processes_in(folder: Path, *, title: str) -> list[int]:
+    """List the processes that work in `folder` and whose command line begins with `title`; on Linux only."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # not ours to look at, or gone
+            if (entry / "cwd").readlink() == folder and command_line(int(entry.name)).startswith(title):
+                found.append(int(entry.name))
+    return found
+
+
 def free_port() -> int:
     """Find a TCP port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
