@@ -1,0 +1,114 @@
+"""The API's process: one loop that serves HTTP and keeps the store's connections."""
+
+import asyncio
+import gc
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import granian.net
+import structlog
+import uvloop
+from granian.constants import Interfaces
+from granian.server.embed import Server
+from starlette.applications import Starlette
+
+from api.app import application
+from api.errors import ApiError
+from api.store import PostgresStore
+from projector.definition import View
+from runtime.errors import ConfigurationError
+from runtime.settings import ApiSettings, variable
+from runtime.stop import Stop, stop_on_signals
+
+log = structlog.get_logger()
+
+BACKLOG_CONNECTIONS = 1024
+DRAIN_SECONDS = 10.0
+"""Requests that are not answered so long after the stop are cut off."""
+
+
+class _SocketServer(Server):
+    """Granian in our own loop, on a socket that listens already.
+
+    By itself it listens with SO_REUSEPORT: a second process would not notice that the port is taken, and it cannot
+    say which port 0 became.
+    """
+
+    def __init__(self, app: Starlette, listener: socket.socket) -> None:
+        super().__init__(app, interface=Interfaces.ASGINL, log_enabled=False, websockets=False)
+        self._listener = listener
+
+    def _init_shared_socket(self) -> None:
+        holder: Any = granian.net  # its stub leaves out what the class takes; it closes the socket itself
+        self._shd = holder.SocketHolder(self._listener.detach(), False, BACKLOG_CONNECTIONS)
+
+
+def serve(settings: ApiSettings, views: Sequence[View]) -> None:
+    """Serve views until a signal asks for the end.
+
+    Raises ConfigurationError when the port is taken, when the database refuses the login, or when its migration is
+    missing; DefinitionError when two views have one path.
+    """
+    with (
+        stop_on_signals() as stop,
+        _listen(settings.api_host, settings.api_port) as listener,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_serve(settings, views, listener, stop))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG_CONNECTIONS)
+    except OSError as error:
+        raise ConfigurationError(
+            f"api: cannot listen on {host}:{port}: {error.strerror}; "
+            f"set {variable('api_host')} or {variable('api_port')} (0 takes any free port)"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.socket, stop: Stop) -> None:
+    store = PostgresStore(settings.view_url, views, queue_requests=settings.api_queue_requests)
+
+    def ready() -> tuple[bool, str]:
+        return (False, "stopping") if stop.requested else store.ready()
+
+    server = _SocketServer(application(views, store, ready=ready), listener)
+    keeping = asyncio.create_task(store.run())
+    serving = asyncio.create_task(server.serve())
+    stopping = asyncio.create_task(asyncio.to_thread(stop.event.wait))
+    host, port = listener.getsockname()[:2]
+    log.info("api_listening", host=host, port=port)
+    _settle_memory()
+    try:
+        await asyncio.wait({keeping, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            raise ApiError("api: the HTTP server ended by itself")
+        await _drain(server, serving)
+        if keeping.done():
+            keeping.result()
+    finally:
+        # The thread that waits for the stop would hold the process.
+        stop.request()
+        keeping.cancel()
+        await asyncio.gather(keeping, serving, stopping, return_exceptions=True)
+    log.info("api_stopped")
+
+
+async def _drain(server: Server, serving: asyncio.Task[None]) -> None:
+    """Take no more connections, finish the requests in hand."""
+    server.stop()  # type: ignore[no-untyped-call]  # granian's
+    try:
+        await asyncio.wait_for(serving, DRAIN_SECONDS)
+    except TimeoutError:
+        log.warning("requests_cut_off", after_seconds=DRAIN_SECONDS)
+
+
+def _settle_memory() -> None:
+    """Take what the start made out of the garbage collector's sight: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,194 @@
+"""The read store: requests that wait at the same moment are answered by one query."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import SystemRandom
+from typing import Any
+
+import structlog
+
+from api.errors import StoreUnavailable
+from api.metrics import LOOKUP_KEYS, STORE_CONNECTIONS
+from api.session import Session, open_session
+from api.statements import look_up
+from projector.definition import View
+from runtime.errors import ConfigurationError, ViewkeeperError
+from runtime.postgres import describe
+
+log = structlog.get_logger()
+
+QUERIES_IN_FLIGHT = 2
+KEYS_IN_QUERY = 500
+"""A query of so many keys takes a few milliseconds; more would make those that come after it wait."""
+PROBE_SECONDS = 0.5
+"""After so long without work a connection is tried, so that one that is lost is replaced before a request needs it."""
+BACKOFF_CAP_SECONDS = 1.0
+
+_random = SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the store knows of one key: the values of the resource's fields, in order, or None if it has no row.
+
+    `as_of` is the time (RFC 3339, UTC) that this fully reflects, None while that is unknown.
+    """
+
+    values: Sequence[Any] | None
+    as_of: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    key: str
+    reading: asyncio.Future[Reading]
+
+
+class PostgresStore:
+    """Reads rows of views from Postgres: requests `read` while `run` keeps the connections."""
+
+    def __init__(self, url: str, views: Sequence[View], *, queue_requests: int) -> None:
+        self._url = url
+        self._statements = {view.name: look_up(view) for view in views}
+        self._queue_requests = queue_requests
+        # By view, in the order in which their first request came; only views with requests.
+        self._waiting: dict[str, list[_Waiting]] = {}
+        self._waiting_requests = 0
+        self._idle: list[asyncio.Future[None]] = []
+        self._connecting = asyncio.Lock()
+        self._connected = 0
+        self._has_answered = False
+        self._reason = f"{describe(url)}: not connected yet"
+
+    def ready(self) -> tuple[bool, str]:
+        """Return whether the store answers, with a line that says so."""
+        return self._connected > 0, self._reason
+
+    async def read(self, view_name: str, key: str) -> Reading:
+        """Read what the store knows of a key, given in its canonical spelling.
+
+        Raises StoreUnavailable: at once while the store is away or the queue is full, later when a query fails.
+        """
+        if not self._connected:
+            raise StoreUnavailable("the store cannot be reached")
+        if self._waiting_requests >= self._queue_requests:
+            raise StoreUnavailable(f"{self._waiting_requests} requests wait for the store already")
+        waiting = _Waiting(key, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(view_name, []).append(waiting)
+        self._waiting_requests += 1
+        self._wake(at_most=1)
+        return await waiting.reading
+
+    async def run(self) -> None:
+        """Keep the connections until cancelled; a lost one is replaced.
+
+        Raises ConfigurationError when the store has never answered and waiting cannot help: the login is refused, the
+        migration is missing. Once it has answered, that too is logged and tried again, since a process that serves
+        needs no restart when the cause is gone.
+        """
+        tasks = [asyncio.create_task(self._probe())]
+        tasks += [asyncio.create_task(self._keep_connected()) for _ in range(QUERIES_IN_FLIGHT)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            self._wake(at_most=len(self._idle))
+
+    async def _keep_connected(self) -> None:
+        while True:
+            session = await self._connect()
+            self._note(+1)
+            try:
+                await self._answer(session)
+            except ViewkeeperError as error:
+                self._note(-1, str(error))
+                log.warning("store_connection_lost", reason=str(error))
+            finally:
+                await session.close()
+
+    async def _connect(self) -> Session:
+        """Open a session, however many tries it takes; one task at a time, so that a try is one line in the log."""
+        async with self._connecting:
+            attempt = 0
+            while True:
+                try:
+                    session = await open_session(self._url, self._statements)
+                except ViewkeeperError as error:
+                    if isinstance(error, ConfigurationError) and not self._has_answered:
+                        raise
+                    reason = str(error)
+                else:
+                    self._has_answered = True
+                    return session
+                attempt += 1
+                wait_seconds = min(BACKOFF_CAP_SECONDS, 0.1 * 2 ** min(attempt, 10)) * _random.uniform(0.5, 1)
+                if not self._connected:
+                    self._reason = reason
+                log.warning("retrying", reason=reason, attempt=attempt, in_seconds=round(wait_seconds, 2))
+                await asyncio.sleep(wait_seconds)
+
+    def _note(self, change: int, reason: str = "") -> None:
+        """Note that a connection came (+1) or went (-1); with the last one go all who wait."""
+        self._connected += change
+        STORE_CONNECTIONS.set(self._connected)
+        if self._connected:
+            self._reason = "the store answers"
+            return
+        self._reason = reason
+        for waiting in self._waiting.values():
+            _refuse(waiting)
+        self._waiting.clear()
+        self._waiting_requests = 0
+
+    async def _answer(self, session: Session) -> None:
+        """Answer requests by one session until an error ends it."""
+        while True:
+            if not self._waiting:
+                await self._woken()
+            if not self._waiting:
+                await session.check()
+                continue
+            view_name, batch = self._next_batch()
+            LOOKUP_KEYS.observe(len(batch))
+            try:
+                rows = await session.look_up(view_name, [waiting.key for waiting in batch])
+            except ViewkeeperError:
+                _refuse(batch)
+                raise
+            for position, as_of, found, *values in rows:
+                reading = batch[position - 1].reading
+                if not reading.done():  # its request may have gone
+                    reading.set_result(Reading(values if found else None, as_of))
+
+    def _next_batch(self) -> tuple[str, list[_Waiting]]:
+        view_name = next(iter(self._waiting))
+        waiting = self._waiting.pop(view_name)
+        batch, rest = waiting[:KEYS_IN_QUERY], waiting[KEYS_IN_QUERY:]
+        if rest:
+            self._waiting[view_name] = rest
+        self._waiting_requests -= len(batch)
+        return view_name, batch
+
+    async def _woken(self) -> None:
+        alarm = asyncio.get_running_loop().create_future()
+        self._idle.append(alarm)
+        await alarm
+
+    def _wake(self, *, at_most: int) -> None:
+        for alarm in self._idle[:at_most]:
+            if not alarm.done():
+                alarm.set_result(None)
+        del self._idle[:at_most]
+
+
+def _refuse(waiting: Sequence[_Waiting]) -> None:
+    for one in waiting:
+        if not one.reading.done():
+            one.reading.set_exception(StoreUnavailable("the store did not answer"))
