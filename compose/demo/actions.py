@@ -9,7 +9,7 @@ from random import Random
 import psycopg
 from psycopg import sql
 
-from compose.demo.population import PROFILE_COLUMNS, ZCOX_ID, new_profile
+from compose.demo.population import PROBE_ID, PROFILE_COLUMNS, ZCOX_ID, new_profile
 from compose.demo.words import PLACES, sentence
 
 KNOWN_ROWS = 500_000
@@ -79,18 +79,18 @@ Action = Callable[[psycopg.Connection, World, Random], int]
 
 
 def read_world(connection: psycopg.Connection) -> World:
-    """Read which rows there are, but zcox, whose profile is the demo's to change and whose account stays."""
+    """Read which rows there are; of users, only those that the workload may change and delete."""
     return World(
-        users=_known(connection, "users", "user_id"),
+        users=_known(connection, "users", "user_id", but=(PROBE_ID, ZCOX_ID)),
         tweets=_known(connection, "tweets", "tweet_id"),
         follows=_known(connection, "follows", "follow_id"),
         likes=_known(connection, "likes", "like_id"),
     )
 
 
-def _known(connection: psycopg.Connection, table: str, key: str) -> Known:
-    names = {"table": sql.Identifier(table), "key": sql.Identifier(key), "zcox": ZCOX_ID, "limit": KNOWN_ROWS}
-    others = sql.SQL("FROM public.{table} WHERE {key} <> {zcox}").format(**names)
+def _known(connection: psycopg.Connection, table: str, key: str, *, but: tuple[int, ...] = ()) -> Known:
+    names = {"table": sql.Identifier(table), "key": sql.Identifier(key), "but": list(but), "limit": KNOWN_ROWS}
+    others = sql.SQL("FROM public.{table} WHERE {key} <> ALL ({but}::bigint[])").format(**names)
     some = sql.SQL("SELECT {key} {others} ORDER BY {key} LIMIT {limit}").format(others=others, **names)
     next_id = sql.SQL("SELECT coalesce(max({key}), 0) + 1 {others}").format(others=others, **names)
     ids = [row_id for (row_id,) in connection.execute(some)]

@@ -12,6 +12,8 @@ from compose.demo.words import NAMES, PLACES, sentence
 
 ZCOX_ID = 12542832
 """The user that the documentation shows."""
+PROBE_ID = 1
+"""The user that the demo's own measuring adds and changes."""
 
 ZCOX = (
     ZCOX_ID,

@@ -1,0 +1,57 @@
+# Every target sets up what it needs. PYTHON= names another Python than python3. Benchmarks read SCALE and RATE from the
+# environment, to which make adds what is given on its command line.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+.PHONY: help demo clean-demo test check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "NAME", $$1); printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## run the whole pipeline on real servers and watch it; SECONDS=30 ends by itself, RATE=200 changes/s, STORE=postgres
+	@$(BIN)/python -m compose.demo run $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RATE),--rate "$(RATE)") $(if $(STORE),--store "$(STORE)")
+
+clean-demo: $(INSTALLED) ## remove the demo's data, also its databases and topics on servers of your own
+	@$(BIN)/python -m compose.demo clean
+
+test: check ## check, then run unit, integration and end-to-end tests on a real Postgres and a real Kafka; ARGS= goes to pytest
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report --skip-covered
+
+check: $(INSTALLED) ## check format, lint, types, import contracts, compose.yaml and Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose/compose.yaml
+	$(BIN)/hadolint compose/Dockerfile
+
+format: $(INSTALLED) ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-%: $(INSTALLED) ## measure NAME (capture, projector, api, freshness); SCALE=0.1 for a minute's run, RATE=1000 changes/s
+	@$(BIN)/python -m tests.bench.$*
+
+lock: $(INSTALLED) ## write the locked requirements anew from pyproject.toml; locked versions stay where they still fit
+	$(PIP) install uv
+	$(COMPILE) pyproject.toml --output-file requirements.txt
+	$(COMPILE) pyproject.toml --extra dev --output-file requirements-dev.txt
+
+clean: ## remove the virtual environment and what the tools left; the demo's data stays (clean-demo)
+	rm -rf $(VENV) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+
+$(INSTALLED): requirements-dev.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: name a newer one: make PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks venv: on Debian and Ubuntu, apt install python3-venv"; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing the locked requirements into $(VENV), about a minute the first time"
+	@$(PIP) install --require-hashes --requirement requirements-dev.txt
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
