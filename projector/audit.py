@@ -1,0 +1,243 @@
+"""The audit: whether the view is what SQL over the source gives.
+
+Source and view are live and never at the same moment, so rows that differ at first are looked at again: see `settle`.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
+
+import msgspec
+from psycopg import Connection
+from psycopg.rows import scalar_row
+
+from projector.audit_sql import AuditStatements, build_audit_statements
+from projector.changes import Key
+from projector.definition import View
+from projector.errors import ProjectorError
+from projector.registry import active_versions
+from runtime.postgres import connect, describe, translated
+
+CLIENT_NAME = "viewkeeper-audit"
+FETCH_ROWS = 5_000
+SETTLE_ROWS = 5_000
+AS_OF_POLL_SECONDS = 0.02
+
+TRIES = 5
+CONFIRMATIONS = 3
+"""So often must the view be seen beside an unmoved source, unequal to it: a source that goes there and back between
+two looks can fool one of them."""
+
+EXAMPLES = 10
+GHOST, MISSING = "(ghost)", "(missing)"
+
+# The same text for the same row on both sides; rows that a policy hides would look deleted, so that it is an error.
+SESSION_SETTINGS = {
+    "default_transaction_isolation": "repeatable read",
+    "default_transaction_read_only": "on",
+    "row_security": "off",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    # The whole result is read: without this a server cursor is planned for its first rows.
+    "cursor_tuple_fraction": "1",
+}
+
+AS_OF = """
+SELECT as_of FROM public.viewkeeper_as_of WHERE view = %s
+"""
+
+
+class AuditError(ProjectorError):
+    """The audit could not be made: the view does not get as far as the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A row that differs, as JSON text; None where there is no such row."""
+
+    key: Key
+    in_source: str | None
+    in_view: str | None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that differ, `(ghost)` for a row that only the view has, `(missing)` for the reverse."""
+        if self.in_source is None or self.in_view is None:
+            return (GHOST if self.in_source is None else MISSING,)
+        source, view = (
+            msgspec.json.decode(text, type=dict[str, msgspec.Raw]) for text in (self.in_source, self.in_view)
+        )
+        return tuple(name for name in source if source[name] != view[name])
+
+
+@dataclass(slots=True)
+class AuditResult:
+    """What an audit of a view found.
+
+    `compared_rows` counts keys of either side; `differing_rows` those that differ for sure, `differing_fields` how
+    often each field does, `examples` the first of them; `undecided_rows` changed too fast to be judged.
+    """
+
+    view: str
+    compared_rows: int = 0
+    differing_rows: int = 0
+    undecided_rows: int = 0
+    differing_fields: Counter[str] = field(default_factory=Counter)
+    examples: list[Difference] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, difference: Difference) -> None:
+        """Note a row that differs for sure."""
+        self.differing_rows += 1
+        self.differing_fields.update(difference.fields)
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(difference)
+
+    def line(self) -> str:
+        """Return the result in a line."""
+        undecided = f", {self.undecided_rows} undecided" if self.undecided_rows else ""
+        return f"{self.view}: {self.compared_rows} rows compared, {self.differing_rows} differ{undecided}"
+
+
+def audit_view(view: View, *, source_url: str, view_url: str, wait_seconds: float = 60.0) -> AuditResult:
+    """Compare a view with a recomputation by SQL over its source tables, while both are in use.
+
+    Raises AuditError when the view has not reached the source's time within `wait_seconds`.
+    """
+    began = time.monotonic()
+    result = AuditResult(view.name)
+    with ExitStack() as stack:
+        source = stack.enter_context(_session(source_url))
+        kept = stack.enter_context(_session(view_url))
+        active_versions(kept, [view], where=describe(view_url))
+        audit = _Audit(view, source, kept, wait_seconds)
+        suspects = audit.suspects(result)
+        for start in range(0, len(suspects), SETTLE_ROWS):
+            audit.settle(suspects[start : start + SETTLE_ROWS], result)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+class _Audit:
+    def __init__(self, view: View, source: Connection, kept: Connection, wait_seconds: float) -> None:
+        self._view = view
+        self._source = source
+        self._kept = kept
+        self._wait_seconds = wait_seconds
+        self._statements: AuditStatements = build_audit_statements(view)
+
+    def suspects(self, result: AuditResult) -> list[Key]:
+        """Compare all rows: the source in one snapshot, the view in a later one that reflects all of it."""
+        suspects: list[Key] = []
+        with self._source.transaction():
+            # The cursor's declaration takes the snapshot; only after it the time is read.
+            source_rows = _stream(self._source, self._statements.source_rows)
+            self._wait_for(self._now())
+            with self._kept.transaction():
+                view_rows = _stream(self._kept, self._statements.view_rows)
+                for key, in_source, in_view in _merged(source_rows, view_rows):
+                    result.compared_rows += 1
+                    if in_source != in_view:
+                        suspects.append(key)
+        return suspects
+
+    def settle(self, suspects: Sequence[Key], result: AuditResult) -> None:
+        """Look at suspects again: source, then the view once it reflects that, then the source once more.
+
+        A row is right when the view equals either look at the source, and wrong when it equals neither while the
+        source stood still, CONFIRMATIONS times. One that is neither after TRIES looks is undecided.
+        """
+        unequal: Counter[Key] = Counter()
+        for _ in range(TRIES):
+            if not suspects:
+                return
+            before, time_before = self._look(suspects)
+            self._wait_for(time_before)
+            in_view: dict[Key, str] = dict(
+                self._kept.execute(self._statements.view_rows_of, {"keys": list(suspects)}).fetchall()
+            )
+            after, _ = self._look(suspects)
+            undecided: list[Key] = []
+            for key in suspects:
+                shown = in_view.get(key)
+                if shown in (before.get(key), after.get(key)):
+                    continue
+                unequal[key] += before.get(key) == after.get(key)
+                if unequal[key] < CONFIRMATIONS:
+                    undecided.append(key)
+                else:
+                    result.add(Difference(key, before.get(key), shown))
+            suspects = undecided
+        result.undecided_rows += len(suspects)
+
+    def _look(self, keys: Sequence[Key]) -> tuple[dict[Key, str], datetime]:
+        with self._source.transaction():
+            rows: dict[Key, str] = dict(
+                self._source.execute(self._statements.source_rows_of, {"keys": list(keys)}).fetchall()
+            )
+            return rows, self._now()
+
+    def _now(self) -> datetime:
+        with self._source.cursor(row_factory=scalar_row) as cursor:
+            return cast(datetime, cursor.execute("SELECT clock_timestamp()").fetchone())
+
+    def _wait_for(self, time_of_source: datetime) -> None:
+        deadline = time.monotonic() + self._wait_seconds
+        with self._kept.cursor(row_factory=scalar_row) as cursor:
+            while True:
+                as_of: datetime | None = cursor.execute(AS_OF, [self._view.name]).fetchone()
+                if as_of and as_of >= time_of_source:
+                    return
+                if time.monotonic() > deadline:
+                    raise AuditError(
+                        f"view {self._view.name!r} has not reached {time_of_source.isoformat()} of its source within "
+                        f"{self._wait_seconds:g} s, its as-of is {as_of.isoformat() if as_of else 'not known yet'}: "
+                        "are viewkeeper-cdc and viewkeeper-projector running, and does the capture have all its tables?"
+                    )
+                time.sleep(AS_OF_POLL_SECONDS)
+
+
+def _stream(connection: Connection, query: bytes) -> Iterator[tuple[Key, str]]:
+    """Open a server cursor now; read it in pieces as it is iterated."""
+    cursor = connection.cursor(name="audit")
+    cursor.itersize = FETCH_ROWS
+    cursor.execute(query)
+    return iter(cursor)
+
+
+def _rows_of(connection: Connection, query: bytes, keys: Sequence[Key]) -> dict[Key, str]:
+    return dict(connection.execute(query, {"keys": list(keys)}).fetchall())
+
+
+def _merged(
+    source: Iterator[tuple[Any, str]], view: Iterator[tuple[Any, str]]
+) -> Iterator[tuple[Key, str | None, str | None]]:
+    """Merge two streams in the order of their keys, which are of one type: key, row in the source, row in the view."""
+    in_source, in_view = next(source, None), next(view, None)
+    while in_source or in_view:
+        if in_source and (in_view is None or in_source[0] < in_view[0]):
+            yield in_source[0], in_source[1], None
+            in_source = next(source, None)
+        elif in_view and (in_source is None or in_view[0] < in_source[0]):
+            yield in_view[0], None, in_view[1]
+            in_view = next(view, None)
+        elif in_source and in_view:
+            yield in_source[0], in_source[1], in_view[1]
+            in_source, in_view = next(source, None), next(view, None)
+
+
+def _fields(row: str) -> dict[str, msgspec.Raw]:
+    return msgspec.json.decode(row, type=dict[str, msgspec.Raw])
+
+
+@contextmanager
+def _session(url: str) -> Iterator[Connection]:
+    with connect(url, name=CLIENT_NAME, settings=SESSION_SETTINGS) as connection, translated(describe(url)):
+        yield connection
