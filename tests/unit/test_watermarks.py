@@ -1,0 +1,117 @@
+"""Watermarks: which times a view reflects."""
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdc.cursor import Cursor, TableCursor, Watermark
+from projector.watermarks import PENDING_CANDIDATES, Watermarks
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def table(
+    topic: str, *next_offsets: int, seconds: float = 0, complete: bool = True, uncertain: bool = False
+) -> TableCursor:
+    watermark = Watermark(time=at(seconds), next_offsets=next_offsets, uncertain=uncertain)
+    return TableCursor(
+        topic=topic, attachment=1, snapshot="1:1:", complete=complete, next_offsets=next_offsets, watermark=watermark
+    )
+
+
+def cursor(*tables: TableCursor, capture: str = "main") -> Cursor:
+    return Cursor(capture=capture, token="t", tables={table.topic: table for table in tables})  # noqa: S106
+
+
+def test_time_is_reached_once_every_partition_is() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    watermarks.add(cursor(table("users", 3, 0), table("tweets", 5, 2)), offset=0)
+    reached = {("users", 0): 3, ("users", 1): 0, ("tweets", 0): 5}
+    assert watermarks.newest_covered({**reached, ("tweets", 1): 1}) is None
+    assert watermarks.newest_covered(reached) is None
+    candidate = watermarks.newest_covered({**reached, ("tweets", 1): 2})
+    assert candidate is not None
+    assert candidate.time == at(0)
+
+
+def test_positions_beyond_the_last_record_count_too() -> None:
+    watermarks = Watermarks(["users"])
+    watermarks.add(cursor(table("users", 3)), offset=0)
+    assert watermarks.newest_covered({("users", 0): 4}) is not None
+
+
+def test_table_of_no_view_holds_nothing_back() -> None:
+    watermarks = Watermarks(["users"])
+    watermarks.add(cursor(table("users", 1), table("other", 99)), offset=0)
+    assert watermarks.newest_covered({("users", 0): 1}) is not None
+
+
+def test_table_without_a_word_holds_the_view_back() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    watermarks.add(cursor(table("users", 0)), offset=0)
+    assert not watermarks.pending
+
+
+def test_table_without_a_complete_snapshot_holds_the_view_back() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    watermarks.add(cursor(table("users", 0), table("tweets", 0, complete=False)), offset=0)
+    assert not watermarks.pending
+
+
+def test_table_that_is_read_anew_holds_later_times_back() -> None:
+    watermarks = Watermarks(["users"])
+    watermarks.add(cursor(table("users", 1, seconds=1)), offset=0)
+    watermarks.add(cursor(table("users", 2, seconds=2, complete=False)), offset=1)
+    candidate = watermarks.newest_covered({("users", 0): 9})
+    assert candidate is not None
+    assert candidate.time == at(1)
+
+
+def test_oldest_time_of_several_captures_counts() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    watermarks.add(cursor(table("users", 1, seconds=10), capture="a"), offset=0)
+    assert not watermarks.pending
+    watermarks.add(cursor(table("tweets", 1, seconds=4), capture="b"), offset=1)
+    watermarks.add(cursor(table("users", 2, seconds=20), capture="a"), offset=2)
+    candidate = watermarks.newest_covered({("users", 0): 2, ("tweets", 0): 1})
+    assert candidate is not None
+    assert candidate.time == at(4)
+    assert candidate.cursor_offset == 1, "b's record must be read again after a restart"
+
+
+def test_newest_covered_time_wins_and_earlier_ones_are_forgotten() -> None:
+    watermarks = Watermarks(["users"])
+    for number in range(5):
+        watermarks.add(cursor(table("users", number, seconds=number)), offset=number)
+    candidate = watermarks.newest_covered({("users", 0): 3})
+    assert candidate is not None
+    assert candidate.time == at(3)
+    watermarks.reflected(candidate)
+    assert watermarks.pending
+    assert watermarks.newest_covered({("users", 0): 3}) is None
+
+
+def test_uncertain_clock_is_flagged() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    watermarks.add(cursor(table("users", 0), table("tweets", 0, uncertain=True)), offset=0)
+    candidate = watermarks.newest_covered({("users", 0): 0, ("tweets", 0): 0})
+    assert candidate is not None
+    assert candidate.flags == ("uncertain",)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 3 * PENDING_CANDIDATES), st.integers(0, 3 * PENDING_CANDIDATES))
+def test_thinned_candidates_never_claim_too_much(records: int, reached: int) -> None:
+    watermarks = Watermarks(["users"])
+    for number in range(records):
+        watermarks.add(cursor(table("users", number, seconds=number)), offset=number)
+    candidate = watermarks.newest_covered({("users", 0): reached})
+    assert candidate is not None, "the oldest candidate stays"
+    assert candidate.time <= at(reached)
+    if reached >= records - 1:
+        assert candidate.time == at(records - 1), "the newest candidate stays"
