@@ -51,7 +51,7 @@ def run(data_dir: Path, seconds: float | None, rate: float, scale: float, store:
         try:
             verdict = run_demo(wanted, screen, interrupts)
         except KeyboardInterrupt:
-            screen.say("interrupted; everything that was started is stopped")
+            screen.say("interrupted before a last audit")
             sys.exit(130)
     sys.exit(0 if verdict.equal and verdict.undecided == 0 else 1)
 

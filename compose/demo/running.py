@@ -76,12 +76,15 @@ def run_demo(wanted: Wanted, screen: Screen, interrupts: Interrupts) -> Verdict:
         finally:
             # From here on a signal would break off the stopping of what runs.
             interrupts.phase = Phase.CLEANING
+            with screen.step("stopping what was started", "everything that was started is stopped"):
+                started.close()
 
 
 def _start_servers(wanted: Wanted, data_dir: Path, screen: Screen, started: ExitStack) -> Servers:
     if wanted.own_servers.postgres_urls:
         return started.enter_context(started_servers(data_dir, wanted.own_servers))
-    with screen.step("starting Postgres", f"Postgres started, data in {data_dir}"):
+    doing = "starting Postgres" if wanted.own_servers.kafka_bootstrap_servers else "starting Kafka and Postgres"
+    with screen.step(doing, f"Postgres started, data in {data_dir}"):
         return started.enter_context(started_servers(data_dir, wanted.own_servers))
 
 
