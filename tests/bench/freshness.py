@@ -1,0 +1,57 @@
+"""`make bench-freshness`: from COMMIT in the source until the HTTP reply shows the change, beside a workload."""
+
+import click
+
+from compose.demo.population import Sizes
+from tests.bench.bench_stack import BenchStack, Pipeline, bench_stack
+from tests.bench.command import rate_option, run_bench, say, scale_option
+from tests.bench.figures import USUAL_RATE, Figures, at_rate, report
+from tests.bench.freshness_probes import probe
+from tests.bench.percentiles import summarise
+from tests.bench.working_pipeline import working_pipeline, workload
+
+SECONDS = 60.0
+LEAST_SECONDS = 10.0
+LOW_RATE = 200
+
+
+def measure(stack: BenchStack, scale: float, rate: int) -> Figures:
+    """Return the figures at `rate` and at the low rate."""
+    seconds = max(SECONDS * scale, LEAST_SECONDS)
+    figures: Figures = {}
+    say("loading the population and starting the pipeline")
+    with working_pipeline(stack, Sizes().scaled(scale)) as pipeline, pipeline.daemon("api.cli", "run") as api:
+        url = f"http://127.0.0.1:{api.port('api_listening')}"
+        for changes_per_second in dict.fromkeys((rate, LOW_RATE)):
+            say(f"probing at {changes_per_second:,} changes/s for {seconds:g} s")
+            stack.settle()
+            figures |= at_rate(_at(pipeline, url, changes_per_second, seconds), changes_per_second)
+    return figures
+
+
+def _at(pipeline: Pipeline, url: str, rate: int, seconds: float) -> Figures:
+    with workload(pipeline, rate) as running:
+        latencies = summarise(probe(pipeline.source_url, url, seconds=seconds))
+        made = running.check_rate()
+    return {
+        "p50_seconds": latencies.p50,
+        "p95_seconds": latencies.p95,
+        "p99_seconds": latencies.p99,
+        "max_seconds": latencies.max,
+        "probes": latencies.count,
+        "changes_per_second": made,
+    }
+
+
+@click.command()
+@scale_option
+@rate_option(USUAL_RATE)
+def main(scale: float, rate: int) -> None:
+    """Measure freshness at RATE and at 200 changes/s."""
+    with bench_stack() as stack:
+        figures = measure(stack, scale, rate)
+    report("freshness", figures, rate=rate)
+
+
+if __name__ == "__main__":
+    run_bench(main)

@@ -1,0 +1,74 @@
+"""Probes: change one row, commit, ask the API for it until its reply shows the change."""
+
+import http.client
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from random import Random
+from urllib.parse import urlsplit
+
+import psycopg
+
+from tests.bench.errors import BenchError
+
+PROBERS = 2
+FIRST_PROBE_ID = 9_000_000_000
+"""Above every id that a workload makes. A probe's user comes after the workload has read which users there are, and
+goes before another one does, so that nobody else changes or deletes it."""
+ASK_AGAIN_SECONDS = 0.002
+PAUSE_SECONDS = 0.1
+GIVE_UP_SECONDS = 30.0
+
+_INSERT = "INSERT INTO public.users (user_id, location) VALUES (%s, %s) ON CONFLICT (user_id) DO NOTHING"
+_DELETE = "DELETE FROM public.users WHERE user_id = %s"
+_CHANGE = "UPDATE public.users SET location = %s, updated_at = clock_timestamp() WHERE user_id = %s"
+
+
+def probe(source_url: str, api_url: str, *, seconds: float) -> list[float]:
+    """Probe from several connections at once; return each probe's seconds from COMMIT's return to the reply.
+
+    A workload beside it has begun before. Raises BenchError when a change does not show up.
+    """
+    with ThreadPoolExecutor(PROBERS) as threads:
+        probing = [
+            threads.submit(_probe_user, source_url, api_url, FIRST_PROBE_ID + number, seconds)
+            for number in range(PROBERS)
+        ]
+        return [latency for probed in probing for latency in probed.result()]
+
+
+def _probe_user(source_url: str, api_url: str, user_id: int, seconds: float) -> list[float]:
+    random = Random(user_id)  # noqa: S311 - pauses, no secret
+    latencies: list[float] = []
+    reader = http.client.HTTPConnection(urlsplit(api_url).netloc, timeout=GIVE_UP_SECONDS)
+    try:
+        with psycopg.connect(source_url, autocommit=True, application_name="bench-probe") as connection:
+            connection.execute(_INSERT, (user_id, "nowhere yet"))
+            _wait_until_shown(reader, user_id, b'"userId"')
+            ends_at = time.monotonic() + seconds
+            while time.monotonic() < ends_at:
+                # Pauses of any length, so that probes do not fall into step with the capture's polls.
+                time.sleep(PAUSE_SECONDS * random.random())
+                place = f"probe {user_id} {len(latencies)} at {time.time_ns()}"
+                connection.execute(_CHANGE, (place, user_id), prepare=True)
+                committed_at = time.monotonic()
+                latencies.append(_wait_until_shown(reader, user_id, place.encode()) - committed_at)
+            connection.execute(_DELETE, (user_id,))
+    finally:
+        reader.close()
+    return latencies
+
+
+def _wait_until_shown(reader: http.client.HTTPConnection, user_id: int, wanted: bytes) -> float:
+    """Ask until the reply has `wanted` in it; return when it did, by the monotonic clock."""
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    while time.monotonic() < deadline:
+        reader.request("GET", f"/users/{user_id}")
+        reply = reader.getresponse()
+        body = reply.read()
+        if reply.status == HTTPStatus.OK and wanted in body:
+            return time.monotonic()
+        if reply.status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:
+            raise BenchError(f"the API answered {reply.status} for user {user_id}: {body[:200]!r}")
+        time.sleep(ASK_AGAIN_SECONDS)
+    raise BenchError(f"a change of user {user_id} did not show up within {GIVE_UP_SECONDS:g} s")
