@@ -73,8 +73,15 @@ def _created(
 
 
 def _wait_for_leaders(client: AdminClient, topic: str, partitions: int) -> None:
-    # A topic's creation returns before its partitions answer.
+    """Wait until a new topic's partitions answer; its creation returns before that."""
+
+    def answered() -> None:
+        # Asked for each time: librdkafka would go on answering from its cache that there is no leader.
+        client.list_topics(topic, timeout=REQUEST_SECONDS)
+        end_offsets(client, topic, partitions, isolation=IsolationLevel.READ_UNCOMMITTED)
+
     retrying = Retrying(
         retry=retry_if_exception_type(RetryableError), wait=wait_fixed(0.05), stop=stop_after_delay(30), reraise=True
     )
-    retrying(end_offsets, client, topic, partitions, isolation=IsolationLevel.READ_UNCOMMITTED)
+    with translated(f"topic {topic}"):
+        retrying(answered)

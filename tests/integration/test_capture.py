@@ -1,0 +1,310 @@
+"""The capture as a daemon: the compacted topics equal the tables, whatever happens."""
+
+import json
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, LiteralString, cast
+
+import psycopg
+import pytest
+
+from cdc.attachment import attach
+from cdc.wire import TableName
+from compose.local.kafka import KafkaBroker
+from runtime.postgres import connect
+from tests.changelog import Changelog, read_changelog, read_cursor
+from tests.daemons import Daemons
+from tests.waiting import wait_until
+
+TABLES = ("users", "tweets", "follows", "likes")
+
+
+class Source:
+    """The source database of a test, and the topics that the capture makes of it."""
+
+    def __init__(self, connection: psycopg.Connection, kafka: KafkaBroker, prefix: str) -> None:
+        self.connection = connection
+        self.bootstrap_servers = kafka.bootstrap_servers
+        self.prefix = prefix
+
+    def run(self, *statements: str) -> None:
+        """Execute statements, each a transaction of its own."""
+        for statement in statements:
+            self.connection.execute(statement)
+
+    def now(self) -> datetime:
+        """Read the source's clock; after a COMMIT that is a time by which it was committed."""
+        return cast(datetime, self.value("SELECT clock_timestamp()"))
+
+    def value(self, query: LiteralString, *values: object) -> object:
+        """Return the one value that a query selects."""
+        row = self.connection.execute(query, values).fetchone()
+        assert row is not None
+        return row[0]
+
+    def attach(self, *tables: str) -> None:
+        for table in tables:
+            assert attach(self.connection, "viewkeeper", TableName.parse(table), where="test")
+
+    def topic(self, table: str) -> Changelog:
+        return read_changelog(self.bootstrap_servers, f"{self.prefix}.public.{table}")
+
+    def wait_published(self, *tables: str, timeout_seconds: float = 30.0) -> None:
+        """Wait for a watermark of these tables that is younger than this moment."""
+        until = self.now()
+
+        def published() -> bool:
+            cursor = read_cursor(self.bootstrap_servers, self.prefix)
+            entries = [cursor.tables.get(f"public.{table}") for table in tables] if cursor else [None]
+            return all(entry and entry.watermark and entry.watermark.time >= until for entry in entries)
+
+        wait_until(published, timeout_seconds=timeout_seconds, what=f"a watermark after {until} of {tables}")
+
+    def assert_topic_equals_table(self, table: str, key: str) -> None:
+        rows = self.connection.execute(f"SELECT row_to_json(t)::text FROM (SELECT * FROM {table}) t").fetchall()
+        expected = {f'{{"{key}":{row[key]}}}': _comparable(row) for row in (json.loads(text) for (text,) in rows)}
+        found = {name: _comparable(row) for name, row in self.topic(table).rows().items()}
+        assert found == expected
+
+
+def _comparable(row: dict[str, Any]) -> dict[str, Any]:
+    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at") if row.get(name)}
+    return {**row, **times}
+
+
+@pytest.fixture
+def source(source_url: str, kafka: KafkaBroker, topic_prefix: str) -> Iterator[Source]:
+    with connect(source_url, name="test", settings={"TimeZone": "UTC"}) as connection:
+        yield Source(connection, kafka, topic_prefix)
+
+
+def insert_tweets(first: int, last: int) -> str:
+    return f"INSERT INTO tweets SELECT i, i % 7, 'tweet ' || i, now() FROM generate_series({first}, {last}) i"
+
+
+def test_topic_equals_table_after_every_kind_of_statement(source: Source, daemon: Daemons) -> None:
+    source.run(insert_tweets(1, 500))
+    source.attach("tweets")
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "100"})
+    source.wait_published("tweets")
+    source.run(
+        "UPDATE tweets SET text = 'edited' WHERE tweet_id <= 10",
+        "UPDATE tweets SET tweet_id = 1000 WHERE tweet_id = 11",
+        "UPDATE tweets SET user_id = NULL WHERE tweet_id = 12",
+        "DELETE FROM tweets WHERE tweet_id BETWEEN 20 AND 29",
+        "BEGIN; INSERT INTO tweets VALUES (2000); ROLLBACK",
+        "BEGIN; SAVEPOINT s; DELETE FROM tweets; ROLLBACK TO s; INSERT INTO tweets VALUES (2001); COMMIT",
+        "INSERT INTO tweets VALUES (30, 1), (2002, 1) ON CONFLICT (tweet_id) DO UPDATE SET text = 'upserted'",
+        "WITH gone AS (DELETE FROM tweets WHERE tweet_id = 40 RETURNING *) INSERT INTO tweets SELECT 3000 FROM gone",
+    )
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+    assert capture.terminate() == 0
+
+
+def test_truncate_deletes_every_key_of_the_topic(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    daemon("cdc", "run")
+    source.run(insert_tweets(1, 300))
+    source.wait_published("tweets")
+    source.run("BEGIN; TRUNCATE tweets; INSERT INTO tweets VALUES (7, 7, 'after'); COMMIT")
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+
+
+def test_changes_made_while_it_was_down_are_published(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.run(insert_tweets(1, 100))
+    source.wait_published("tweets")
+    capture.kill()
+    source.run(insert_tweets(101, 30_000), "DELETE FROM tweets WHERE tweet_id <= 50")
+    daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "1000"})
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+    read_by_snapshot = [r for r in source.topic("tweets").records if ("__op", b"r") in (r.headers() or [])]
+    assert len(read_by_snapshot) <= 100
+
+
+def test_killed_in_its_first_snapshot_it_goes_on_where_it_was(source: Source, daemon: Daemons) -> None:
+    source.run(insert_tweets(1, 20_000))
+    source.attach("tweets")
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "100"})
+    topic = f"{source.prefix}.public.tweets"
+
+    def resumed_after() -> tuple[str, ...] | None:
+        cursor = read_cursor(source.bootstrap_servers, source.prefix)
+        return cursor.tables["public.tweets"].resume_after if cursor and cursor.tables else None
+
+    capture.wait_logged("topic_created")
+    wait_until(lambda: topic in _topics(capture) and resumed_after(), what="a first chunk")
+    capture.kill()
+    resumed = resumed_after()
+    assert resumed is not None, "the snapshot was complete before it could be killed"
+    read_before = len(source.topic("tweets").records)
+    source.run("DELETE FROM tweets WHERE tweet_id % 3 = 0", "UPDATE tweets SET text = 'x' WHERE tweet_id % 3 = 1")
+    daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "5000"})
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+    snapshot_keys = [r.key() for r in source.topic("tweets").records if ("__op", b"r") in (r.headers() or [])]
+    assert len(snapshot_keys) == len(set(snapshot_keys)) >= read_before
+
+
+def _topics(capture: Any) -> set[str]:
+    return {line["topic"] for line in capture.logged("topic_created")}
+
+
+def test_a_transaction_that_commits_late_is_not_lost(source: Source, source_url: str, daemon: Daemons) -> None:
+    source.attach("tweets")
+    daemon("cdc", "run")
+    source.wait_published("tweets")
+    with psycopg.connect(source_url) as late:
+        late.execute("INSERT INTO tweets VALUES (1, 1, 'late')")
+        source.run("INSERT INTO tweets VALUES (2, 1, 'early')")
+        source.wait_published("tweets")
+        assert list(source.topic("tweets").rows()) == ['{"tweet_id":2}']
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+
+
+def test_c1_a_table_being_rewritten_is_not_read_as_empty(source: Source, source_url: str, daemon: Daemons) -> None:
+    source.attach("users", "tweets")
+    daemon("cdc", "run")
+    source.run(insert_tweets(1, 50))
+    source.wait_published("users", "tweets")
+    with psycopg.connect(source_url) as rewriter:
+        source.run("UPDATE tweets SET text = 'changed just before'")
+        rewriter.execute("ALTER TABLE tweets ALTER COLUMN text TYPE varchar USING text || '!'")
+        source.run("INSERT INTO users (user_id, username) VALUES (1, 'meanwhile')")
+        source.wait_published("users")
+        assert '{"user_id":1}' in source.topic("users").rows()
+    source.wait_published("tweets")
+    assert not [record for record in source.topic("tweets").records if record.value() is None]
+
+
+def test_c15_a_watermark_holds_last_data_offsets_not_those_of_markers(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    daemon("cdc", "run")
+    for number in range(5):
+        source.run(insert_tweets(number * 10, number * 10 + 9))
+        source.wait_published("tweets")
+    cursor = read_cursor(source.bootstrap_servers, source.prefix)
+    assert cursor is not None
+    watermark = cursor.tables["public.tweets"].watermark
+    assert watermark is not None
+    read = source.topic("tweets").next_offsets
+    assert watermark.next_offsets == tuple(read.get(number, 0) for number in range(6))
+
+
+def test_c16_a_row_too_large_stops_it_and_is_not_lost(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.wait_published("tweets")
+    source.run(
+        "BEGIN; INSERT INTO tweets VALUES (1, 1, 'small'); "
+        "INSERT INTO tweets SELECT 2, 1, string_agg(md5(i::text), '') FROM generate_series(1, 40000) i; COMMIT"
+    )
+    assert capture.wait() == 1
+    complaint = capture.log_text().splitlines()[-1]
+    assert f'{source.prefix}.public.tweets: the row with key {{"tweet_id":2}} is 128' in complaint
+    assert source.topic("tweets").records == []
+    source.run("UPDATE tweets SET text = 'short now' WHERE tweet_id = 2")
+    daemon("cdc", "run")
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+
+
+def test_second_instance_waits_and_takes_over_from_a_killed_one(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    settings = {"VIEWKEEPER_CDC_LEASE_SECONDS": "2"}
+    first = daemon("cdc", "run", settings=settings)
+    first.wait_logged("leading")
+    second = daemon("cdc", "run", settings=settings)
+    assert "another process is the leader" in second.wait_logged("standby")["reason"]
+    first.kill()
+    source.run(insert_tweets(1, 10))
+    second.wait_logged("leading", timeout_seconds=10)
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+    assert second.terminate() == 0
+
+
+def test_a_leader_that_was_paused_past_its_lease_publishes_nothing_more(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    settings = {"VIEWKEEPER_CDC_LEASE_SECONDS": "2"}
+    paused = daemon("cdc", "run", settings=settings)
+    source.wait_published("tweets")
+    paused.signal(signal.SIGSTOP)
+    second = daemon("cdc", "run", settings=settings)
+    second.wait_logged("leading", timeout_seconds=15)
+    source.run(insert_tweets(1, 10))
+    source.wait_published("tweets")
+    paused.signal(signal.SIGCONT)
+    paused.wait_logged("standby")
+    source.run(insert_tweets(11, 20))
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+    keys = [record.key() for record in source.topic("tweets").records]
+    assert len(keys) == len(set(keys))
+
+
+def test_the_change_log_is_emptied_beside_open_transactions(source: Source, source_url: str, daemon: Daemons) -> None:
+    source.attach("tweets")
+    daemon("cdc", "run")
+    with psycopg.connect(source_url) as late:
+        late.execute("INSERT INTO tweets VALUES (1000000, 1, 'late')")
+        source.run(*(insert_tweets(first, first + 19_999) for first in range(1, 80_000, 20_000)))
+        source.wait_published("tweets")
+        wait_until(lambda: _active_part(source) == 1, what="writers on the log's other part")
+        source.run("INSERT INTO tweets VALUES (1000001, 1, 'not held up')")
+    wait_until(lambda: _log_bytes(source, 0) == 0, what="the left part to be empty")
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+
+
+def _active_part(source: Source) -> object:
+    return source.value("SELECT active_part FROM cdc.captured_table")
+
+
+def _log_bytes(source: Source, part: int) -> object:
+    return source.value(
+        "SELECT pg_relation_size(format('cdc.log_%%s_%%s', id, %s)::regclass) FROM cdc.captured_table", part
+    )
+
+
+def test_the_cursor_is_written_each_second_on_an_idle_system(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    daemon("cdc", "run")
+    source.wait_published("tweets")
+    source.wait_published("tweets", timeout_seconds=3)
+    cursor = read_cursor(source.bootstrap_servers, source.prefix)
+    assert cursor is not None
+    watermark = cursor.tables["public.tweets"].watermark
+    assert watermark is not None
+    assert (datetime.now(UTC) - watermark.time).total_seconds() < 3
+
+
+def test_another_history_of_the_source_is_noticed(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.run(insert_tweets(1, 3))
+    source.wait_published("tweets")
+    capture.terminate()
+    source.run("UPDATE cdc.capture SET pending_token = 'restored', published_token = 'from a backup'")
+    second = daemon("cdc", "run")
+    assert second.wait() == 1
+    assert "another history" in second.log_text()
+
+
+def test_a_topic_with_records_but_no_cursor_is_refused(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.run(insert_tweets(1, 3))
+    source.wait_published("tweets")
+    capture.terminate()
+    source.run("SELECT cdc.detach('viewkeeper', 'public', 'tweets')", "DELETE FROM tweets WHERE tweet_id = 1")
+    source.attach("tweets")
+    second = daemon("cdc", "run")
+    assert second.wait() == 1
+    assert "has records, but the cursor knows nothing" in second.log_text()
