@@ -1,6 +1,5 @@
 """A benchmark's own servers in a temporary folder, its databases, and the daemons' settings for them."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from compose.local.kafka import KafkaBroker
 from compose.local.postgres import PostgresServer
 from compose.local.stack import stack
 from tests.bench.errors import BenchError
-from tests.bench.processes import Daemon, cpu_seconds, daemon
+from tests.bench.processes import Daemon, cpu_seconds, daemon, only_settings
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Pipeline:
         """Run a command of ours to its end; raise BenchError with its output if it fails."""
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **self.environment},
+            env=only_settings(self.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -75,12 +75,11 @@ def daemon(name: str, command: Sequence[str], environment: Mapping[str, str], fo
 
     VIEWKEEPER settings come from `environment` alone. If we are killed the kernel kills the daemon.
     """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("VIEWKEEPER_")}
     log_path = folder / f"{name}-{time.monotonic_ns()}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*death_prefix(signal.SIGKILL), *command],
-            env={**inherited, **environment},
+            env=only_settings(environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -104,6 +103,12 @@ def _stop(running: Daemon) -> None:
         process.kill()
         process.wait()
         raise BenchError(f"{running.name} did not stop within {STOP_SECONDS:g} s of SIGTERM") from None
+
+
+def only_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return our environment with these VIEWKEEPER settings and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIEWKEEPER_")}
+    return {**inherited, **settings}
 
 
 def cpu_seconds(pid: int) -> float:
