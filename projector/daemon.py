@@ -8,7 +8,6 @@ from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 
 from cdc.wire import cursor_topic_name
-from projector.changes import Partition
 from projector.consumer import CLIENT_NAME, Batch, ChangelogConsumer, open_consumer
 from projector.definition import View
 from projector.kept import KeptView, apply_batch, start_offsets
@@ -73,7 +72,7 @@ class Projector:
                 self._settings,
                 group=group_name(self._settings, self._views),
                 cursor_topic=cursor_topic_name(self._settings.topic_prefix),
-                start_at=lambda: _start_offsets(connection, kept),
+                start_at=lambda: start_offsets(connection, kept),
             ) as consumer:
                 consumer.subscribe(names)
                 self._keep(connection, consumer, kept)
@@ -168,9 +167,3 @@ def _measure(consumer: ChangelogConsumer, kept: Sequence[KeptView]) -> None:
 
 def _topic_names(kept: Sequence[KeptView]) -> frozenset[str]:
     return frozenset[str]().union(*(view.topics for view in kept))
-
-
-def _start_offsets(connection: Connection, kept: Sequence[KeptView]) -> dict[Partition, int]:
-    for view in kept:
-        view.read_stored(connection)
-    return start_offsets(kept)

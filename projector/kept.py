@@ -149,10 +149,11 @@ class KeptView:
         }
 
 
-def start_offsets(views: Iterable[KeptView]) -> dict[Partition, int]:
-    """Return where to read each partition from: where the version that is furthest behind needs it."""
+def start_offsets(connection: Connection, views: Iterable[KeptView]) -> dict[Partition, int]:
+    """Read the stored offsets again, and return where the version that is furthest behind needs each partition."""
     starts: dict[Partition, int] = {}
     for view in views:
+        view.read_stored(connection)
         for place, next_offset in view.stored.items():
             starts[place] = min(next_offset, starts.get(place, next_offset))
     return starts

@@ -1,0 +1,147 @@
+"""Changelog topics written by hand: what a capture would publish, one Kafka transaction at a time."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from cdc.cursor import Cursor, TableCursor, Watermark
+from cdc.wire import cursor_topic_name
+
+KEYS = {"users": "user_id", "tweets": "tweet_id", "follows": "follow_id", "likes": "like_id"}
+PARTITIONS = 3
+
+
+def compact(value: object) -> bytes:
+    """Encode as the wire contract has it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def user(user_id: int, username: str | None = "ann", **changed: object) -> dict[str, object]:
+    """Give a whole row of users."""
+    nothing = dict.fromkeys(
+        ("name", "description", "location", "web_page_url", "joined_date", "profile_image_url", "background_image_url")
+    )
+    return {"user_id": user_id, "username": username, **nothing, "updated_at": None, **changed}
+
+
+class Changelog:
+    """The topics of some tables and the cursor's, under one prefix; `keys` names each table's key column."""
+
+    def __init__(self, bootstrap_servers: str, prefix: str, keys: Mapping[str, str], partitions: int) -> None:
+        self.prefix = prefix
+        self._keys = keys
+        self._next_offsets = {table: [0] * partitions for table in keys}
+        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "transactional.id": f"{prefix}-by-hand",
+                "partitioner": "murmur2_random",
+                "linger.ms": 1,
+                "log_level": 0,
+            }
+        )
+        self._partitions = partitions
+
+    def create(self, *, cursor: bool = True) -> None:
+        """Create the topics."""
+        topics = [self._new_topic(self.topic(table), self._partitions) for table in self._keys]
+        if cursor:
+            topics.append(self._new_topic(cursor_topic_name(self.prefix), 1))
+        for created in self._admin.create_topics(topics).values():
+            created.result()
+        self._producer.init_transactions()
+
+    def topic(self, table: str) -> str:
+        return f"{self.prefix}.public.{table}"
+
+    def next_offsets(self, table: str) -> tuple[int, ...]:
+        """Return, for each partition, the offset after the last record that was delivered."""
+        return tuple(self._next_offsets[table])
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Publish what is put inside in one Kafka transaction."""
+        self._producer.begin_transaction()
+        yield
+        self._producer.commit_transaction()
+
+    @contextmanager
+    def aborted(self) -> Iterator[None]:
+        """Publish what is put inside and take it back."""
+        self._producer.begin_transaction()
+        yield
+        self._producer.flush()
+        self._producer.abort_transaction()
+
+    def put(self, table: str, row: Mapping[str, object]) -> None:
+        """Write a row's new state."""
+        key = self._keys[table]
+        self.put_raw(table, compact({key: row[key]}), compact(row))
+
+    def remove(self, table: str, key: object) -> None:
+        """Write a tombstone."""
+        self.put_raw(table, compact({self._keys[table]: key}), None)
+
+    def put_raw(self, table: str, key: bytes, value: bytes | None) -> None:
+        """Write any bytes."""
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            assert error is None, error
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None
+            assert offset is not None
+            self._next_offsets[table][partition] = offset + 1
+
+        self._producer.produce(self.topic(table), value, key, on_delivery=delivered)
+        self._producer.poll(0)
+
+    def tweet(self, tweet_id: int, user_id: int | None) -> None:
+        self.put("tweets", {"tweet_id": tweet_id, "user_id": user_id, "text": "hi", "created_at": None})
+
+    def follow(self, follow_id: int, follower_id: int | None, followee_id: int | None) -> None:
+        self.put("follows", {"follow_id": follow_id, "follower_id": follower_id, "followee_id": followee_id})
+
+    def like(self, like_id: int, user_id: int | None) -> None:
+        self.put("likes", {"like_id": like_id, "user_id": user_id, "tweet_id": 1, "created_at": None})
+
+    def watermark(self, time: datetime | None = None, **changed: Any) -> None:
+        """Write a cursor record for all tables: everything delivered so far was committed by `time`, or by now."""
+        self._producer.flush()
+        time = time or datetime.now(UTC)
+        tables = {f"public.{table}": self.table_cursor(table, time=time) for table in self._keys}
+        self.put_cursor({**tables, **changed.get("tables", {})}, capture=changed.get("capture", "by-hand"))
+
+    def table_cursor(
+        self,
+        table: str,
+        *,
+        time: datetime | None,
+        next_offsets: tuple[int, ...] | None = None,
+        complete: bool = True,
+        uncertain: bool = False,
+    ) -> TableCursor:
+        """Return a table's part of a cursor, at what has been delivered unless `next_offsets` says otherwise."""
+        known = self.next_offsets(table)
+        watermark = Watermark(time=time, next_offsets=next_offsets or known, uncertain=uncertain) if time else None
+        return TableCursor(
+            topic=self.topic(table),
+            attachment=1,
+            snapshot="1:1:",
+            complete=complete,
+            next_offsets=known,
+            watermark=watermark,
+        )
+
+    def put_cursor(self, tables: Mapping[str, TableCursor], *, capture: str = "by-hand") -> None:
+        """Write a cursor record."""
+        cursor = Cursor(capture=capture, token="by-hand", tables=dict(tables))  # noqa: S106
+        self._producer.produce(cursor_topic_name(self.prefix), cursor.encode(), capture.encode())
+
+    def _new_topic(self, name: str, partitions: int) -> NewTopic:
+        return NewTopic(name, partitions, 1, config={"cleanup.policy": "compact"})

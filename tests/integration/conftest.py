@@ -1,0 +1,24 @@
+"""What integration tests share beside the servers: topics written by hand, and a projector driven by hand."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from compose.local.kafka import KafkaBroker
+from tests.integration.changelog import KEYS, PARTITIONS, Changelog
+from tests.integration.projector_steps import Steps, projector_settings, projector_steps
+
+
+@pytest.fixture
+def changelog(kafka: KafkaBroker, topic_prefix: str) -> Changelog:
+    """Give the demo tables' topics, empty."""
+    changelog = Changelog(kafka.bootstrap_servers, topic_prefix, KEYS, PARTITIONS)
+    changelog.create()
+    return changelog
+
+
+@pytest.fixture
+def steps(changelog: Changelog, settings_env: dict[str, str]) -> Iterator[Steps]:  # noqa: ARG001 - topics first
+    """Give a projector that reads them, one batch at a time."""
+    with projector_steps(projector_settings(settings_env)) as steps:
+        yield steps
