@@ -56,7 +56,7 @@ def _phase_figures(snapshots: list[Phase], catch_ups: list[Phase]) -> Figures:
     return {
         "snapshot_rows_per_second": median(phase.rows_per_second for phase in snapshots),
         "catchup_rows_per_second": median(phase.rows_per_second for phase in catch_ups),
-        "read_rows_per_second": median(phase.read_rows_per_second for phase in both),
+        "read_rows_per_second": median(rate for phase in both for rate in phase.read_rows_per_second),
         "snapshot_ratio_to_read": _ratio_to_read(snapshots),
         "catchup_ratio_to_read": _ratio_to_read(catch_ups),
         "cpu_seconds_per_million_rows": max(
@@ -67,9 +67,8 @@ def _phase_figures(snapshots: list[Phase], catch_ups: list[Phase]) -> Figures:
 
 
 def _ratio_to_read(phases: list[Phase]) -> float:
-    return ratio_of_medians(
-        (phase.rows_per_second for phase in phases), (phase.read_rows_per_second for phase in phases)
-    )
+    reads = (rate for phase in phases for rate in phase.read_rows_per_second)
+    return ratio_of_medians((phase.rows_per_second for phase in phases), reads)
 
 
 def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
@@ -99,7 +98,7 @@ def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
 
 
 def _words(phase: Phase) -> str:
-    return f"{phase.rows_per_second:,.0f} rows/s against {phase.read_rows_per_second:,.0f}"
+    return f"{phase.rows_per_second:,.0f} rows/s against {median(phase.read_rows_per_second):,.0f}"
 
 
 @click.command()

@@ -13,18 +13,26 @@ from tests.bench.bench_stack import BenchStack, Pipeline
 from tests.bench.errors import BenchError
 from tests.bench.processes import cpu_seconds, peak_rss_bytes
 from tests.bench.sample_rows import TABLE, read_json, update_all
-from tests.bench.topics import PARTITIONS, committed_ends, create_changelog_topics, read_all, watched_topic
+from tests.bench.topics import (
+    PARTITIONS,
+    admin_client,
+    committed_ends,
+    create_changelog_topics,
+    read_all,
+    watched_topic,
+)
 
 PHASE_SECONDS = 600.0
+READS = 2
 NOTHING = (0,) * PARTITIONS
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase of the capture took, and what plain reading of the same rows takes just before it."""
+    """What one phase of the capture took, and the rates of plain reads of the same rows just before and after it."""
 
     rows_per_second: float
-    read_rows_per_second: float
+    read_rows_per_second: tuple[float, ...]
     cpu_seconds_per_million_rows: float
     peak_rss_bytes: int
 
@@ -58,7 +66,7 @@ def _phase(stack: BenchStack, pipeline: Pipeline, begins: Sequence[int], rows: i
     stack.settle()
     # The first reader after a change sets hint bits on every row; neither side shall pay for that.
     read_rows_per_second(pipeline.source_url)
-    read = read_rows_per_second(pipeline.source_url)
+    reads = [read_rows_per_second(pipeline.source_url) for _ in range(READS)]
     topic = _topic(pipeline)
     with pipeline.daemon("cdc.cli", "run") as capture:
         capture.port()
@@ -66,11 +74,12 @@ def _phase(stack: BenchStack, pipeline: Pipeline, begins: Sequence[int], rows: i
         with watched_topic(_admin(pipeline), topic, pid=capture.process.pid) as watcher:
             watcher.wait_for_records(begins, rows, timeout_seconds=PHASE_SECONDS)
         peak = peak_rss_bytes(capture.process.pid)
+    reads += [read_rows_per_second(pipeline.source_url) for _ in range(READS)]
     began_at, next_offsets = _checked_records(pipeline, begins)
     done = watcher.first_with(next_offsets)
     return Phase(
         rows_per_second=rows / (done.seen_at - began_at),
-        read_rows_per_second=read,
+        read_rows_per_second=tuple(reads),
         cpu_seconds_per_million_rows=(done.cpu_seconds - cpu_before) / rows * 1e6,
         peak_rss_bytes=peak,
     )
@@ -110,4 +119,4 @@ def _topic(pipeline: Pipeline) -> str:
 
 
 def _admin(pipeline: Pipeline) -> AdminClient:
-    return AdminClient({"bootstrap.servers": pipeline.kafka_bootstrap_servers})
+    return admin_client(pipeline.kafka_bootstrap_servers)

@@ -7,7 +7,6 @@ import time
 
 import msgspec
 from confluent_kafka import Consumer
-from confluent_kafka.admin import AdminClient
 
 from cdc.wire import TableName, topic_name
 from tests.bench.bench_stack import Pipeline
@@ -15,7 +14,7 @@ from tests.bench.errors import BenchError
 from tests.bench.live_writer import MARK, LiveChanges, LiveCommits
 from tests.bench.percentiles import Latencies, summarise
 from tests.bench.sample_rows import TABLE
-from tests.bench.topics import committed_ends, committed_reader, is_record
+from tests.bench.topics import admin_client, committed_ends, committed_reader, is_record
 
 LAST_SECONDS = 15.0
 LEAST_RATE_SHARE = 0.9
@@ -28,7 +27,7 @@ def live_latency(pipeline: Pipeline, *, rate: int, seconds: float, rows: int) ->
     Raises BenchError when a change does not arrive, or when the source could not take the rate.
     """
     topic = topic_name(pipeline.topic_prefix, TableName("public", TABLE))
-    ends = committed_ends(AdminClient({"bootstrap.servers": pipeline.kafka_bootstrap_servers}), topic)
+    ends = committed_ends(admin_client(pipeline.kafka_bootstrap_servers), topic)
     count = round(rate * seconds)
     changes = LiveChanges(url=pipeline.source_url, rate=rate, count=count, rows=rows)
     with (

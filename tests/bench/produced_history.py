@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from confluent_kafka import KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
 from cdc.cursor import Cursor, TableCursor, Watermark
 from cdc.wire import OP_HEADER, SOURCE_TIME_HEADER, TABLE_HEADER, TableName, cursor_topic_name, topic_name
@@ -12,7 +12,7 @@ from runtime.kafka import producer
 from runtime.settings import KafkaSettings
 from tests.bench.errors import BenchError
 from tests.bench.history import Event
-from tests.bench.topics import PARTITIONS, create_changelog_topics
+from tests.bench.topics import PARTITIONS, admin_client, create_changelog_topics
 
 TRANSACTION_RECORDS = 20_000
 CAPTURE = "bench"
@@ -27,7 +27,7 @@ def table_topic(prefix: str, table: str) -> str:
 
 def create_topics(bootstrap_servers: str, prefix: str) -> None:
     """Create the four changelog topics and the cursor's."""
-    client = AdminClient({"bootstrap.servers": bootstrap_servers})
+    client = admin_client(bootstrap_servers)
     create_changelog_topics(client, [table_topic(prefix, table) for table in TABLES])
     cursor = NewTopic(cursor_topic_name(prefix), 1, 1, config={"cleanup.policy": "compact"})
     client.create_topics([cursor], request_timeout=REQUEST_SECONDS)[cursor.topic].result()

@@ -22,6 +22,11 @@ QUIET_SECONDS = 0.5
 PAGE_RECORDS = 10_000
 
 
+def admin_client(bootstrap_servers: str) -> AdminClient:
+    """Return an admin client that logs errors only."""
+    return AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 3})
+
+
 def create_changelog_topics(client: AdminClient, names: Iterable[str]) -> None:
     """Create compacted topics as the wire contract wants them, with PARTITIONS partitions each."""
     wanted = [NewTopic(name, PARTITIONS, 1, config=CHANGELOG_CONFIG) for name in names]
