@@ -33,8 +33,9 @@ class Daemon:
 
     @property
     def health_port(self) -> int:
-        """The port of its health listener; waits until it listens."""
-        return int(self.wait_logged("health_listening")["port"])
+        """The port of its health listener (the api's own port); waits until it listens."""
+        event = "api_listening" if self.name.startswith("api-") else "health_listening"
+        return int(self.wait_logged(event)["port"])
 
     def log_text(self) -> str:
         """All that it has written so far."""

