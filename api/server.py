@@ -24,7 +24,7 @@ from runtime.stop import Stop, stop_on_signals
 log = structlog.get_logger()
 
 BACKLOG_CONNECTIONS = 1024
-DRAIN_SECONDS = 10.0
+DRAIN_SECONDS = 5.0
 """Requests that are not answered so long after the stop are cut off."""
 
 

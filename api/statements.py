@@ -9,7 +9,7 @@ from projector.definition import Column, ColumnType, Field, Format, View
 # row would claim more than the row shows; and also for keys without a row.
 _LOOK_UP = """
 SELECT k.position, ({as_of}), v.{key} IS NOT NULL, {fields}
-FROM unnest(%s::{key_type}[]) WITH ORDINALITY AS k (key, position)
+FROM unnest($1::{key_type}[]) WITH ORDINALITY AS k (key, position)
 LEFT JOIN {view} v ON v.{key} = k.key
 """
 

@@ -153,7 +153,7 @@ class PostgresStore:
             if not self._waiting:
                 await self._woken()
             if not self._waiting:
-                await session.check()
+                await session.look_up(next(iter(self._statements)), ())
                 continue
             view_name, batch = self._next_batch()
             LOOKUP_KEYS.observe(len(batch))
