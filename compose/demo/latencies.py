@@ -1,5 +1,6 @@
 """Latencies gathered while the demo runs, and their percentiles."""
 
+import threading
 from collections import deque
 from math import ceil
 
@@ -19,26 +20,30 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class Latencies:
-    """Latencies as one thread measures them; any thread may ask for their summary."""
+    """Latencies that threads measure."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._count = 0
         self._max_seconds = 0.0
         self._latest: deque[float] = deque(maxlen=LATEST)
 
     def add(self, seconds: float) -> None:
         """Note one."""
-        self._latest.append(seconds)
-        self._max_seconds = max(self._max_seconds, seconds)
-        self._count += 1
+        with self._lock:
+            self._latest.append(seconds)
+            self._max_seconds = max(self._max_seconds, seconds)
+            self._count += 1
 
     def summary(self) -> Summary:
         """Return the percentiles by nearest rank."""
-        ordered = sorted(self._latest.copy())
-        if not ordered:
+        with self._lock:
+            latest, count, max_seconds = self._latest.copy(), self._count, self._max_seconds
+        if not latest:
             return Summary()
+        ordered = sorted(latest)
 
         def at(share: float) -> float:
             return ordered[max(ceil(share * len(ordered)) - 1, 0)]
 
-        return Summary(self._count, at(0.5), at(0.95), max(self._max_seconds, ordered[-1]))
+        return Summary(count, at(0.5), at(0.95), max_seconds)

@@ -25,8 +25,9 @@ from runtime.stop import Stop, stop_on_signals
 
 REPORT_SECONDS = 1.0
 REPLY_SECONDS = 10.0
+READERS = 8
 FRESHNESS_EVERY_SECONDS = 0.5
-FRESHNESS_POLL_SECONDS = 0.004
+FRESHNESS_POLL_SECONDS = 0.01
 FRESHNESS_GIVE_UP_SECONDS = 30.0
 KNOWN_USERS = 100_000
 
@@ -65,19 +66,23 @@ class Api:
 
 
 class Reader:
-    """Reads random users at planned times, one after the other, whatever each takes."""
+    """Reads random users over one connection, each READERS-th of the planned times; the others take those between.
 
-    def __init__(self, api_url: str, user_ids: list[int], *, rate: float) -> None:
-        self.latencies = Latencies()
+    So a slow reply delays few others, and those are charged with it.
+    """
+
+    def __init__(self, api_url: str, user_ids: list[int], *, latencies: Latencies, rate: float, number: int) -> None:
         self.errors = 0
         self._api = Api(api_url)
         self._user_ids = user_ids
-        self._interval_seconds = 1 / rate
+        self._latencies = latencies
+        self._interval_seconds = READERS / rate
+        self._first_seconds = number / rate
 
     def run(self, stop: Stop) -> None:
         """Read until told to stop."""
-        random = Random(1)  # noqa: S311 - load, no secret
-        planned_at = time.monotonic()
+        random = Random(self._first_seconds)  # noqa: S311 - load, no secret
+        planned_at = time.monotonic() + self._first_seconds
         with closing(self._api):
             while not stop.wait(max(0.0, planned_at - time.monotonic())):
                 self._read(random.choice(self._user_ids), planned_at)
@@ -91,7 +96,7 @@ class Reader:
             return
         # 404: the workload has deleted the account.
         self.errors += status not in (200, 404)
-        self.latencies.add(time.monotonic() - planned_at)
+        self._latencies.add(time.monotonic() - planned_at)
 
 
 class Freshness:
@@ -135,17 +140,20 @@ class Freshness:
 
 def run_probe(source_url: str, api_url: str, *, rate: float, stop: Stop) -> None:
     """Measure freshness and `rate` reads a second and print a report each second until stopped."""
-    with connect(source_url, name="viewkeeper-demo-probe") as connection, ThreadPoolExecutor(2) as threads:
+    with connect(source_url, name="viewkeeper-demo-probe") as connection, ThreadPoolExecutor(READERS + 1) as threads:
         with translated("probe"):
             ids = connection.execute("SELECT user_id FROM public.users LIMIT %s", (KNOWN_USERS,)).fetchall()
-        reader = Reader(api_url, [user_id for (user_id,) in ids], rate=rate)
+        user_ids, reads = [user_id for (user_id,) in ids], Latencies()
+        readers = [Reader(api_url, user_ids, latencies=reads, rate=rate, number=number) for number in range(READERS)]
         freshness = Freshness(connection, api_url)
-        running = [threads.submit(_measure, probe, stop) for probe in (reader, freshness)]
+        probes: list[Reader | Freshness] = [*readers, freshness]
+        running = [threads.submit(_measure, probe, stop) for probe in probes]
         stopped = False
         try:
             while not stopped:
                 stopped = stop.wait(REPORT_SECONDS)
-                report = ProbeReport(freshness.latencies.summary(), reader.latencies.summary(), reader.errors)
+                errors = sum(reader.errors for reader in readers)
+                report = ProbeReport(freshness.latencies.summary(), reads.summary(), errors)
                 click.echo(msgspec.json.encode(report))
         finally:
             stop.request()
