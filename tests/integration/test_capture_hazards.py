@@ -1,0 +1,185 @@
+"""The capture's rules against silent loss and invention, each held against the thing itself."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from confluent_kafka import Producer
+
+from cdc.attachment import attach
+from cdc.cursor import Cursor
+from cdc.cursors import read_cursors
+from cdc.tables import captured_tables
+from cdc.topics import CURSOR_CONFIG, ensure_topic
+from cdc.triggers import SESSION, TriggerSource
+from cdc.wire import TableName
+from compose.local.kafka import KafkaBroker
+from compose.local.postgres import postgres as run_postgres
+from runtime.kafka import admin
+from runtime.postgres import connect
+from runtime.settings import CdcSettings, read_settings
+from tests.changelog import read_changelog
+from tests.daemons import ROOT, Daemons
+from tests.waiting import wait_until
+
+TWEETS = TableName("public", "tweets")
+STRESS_SECONDS = 3.0
+
+
+@pytest.fixture
+def settings(settings_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> CdcSettings:
+    for name, value in settings_env.items():
+        monkeypatch.setenv(name, value)
+    return read_settings(CdcSettings)
+
+
+@pytest.fixture
+def own_postgres_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("own-postgres")
+
+
+def test_c6_what_was_published_survives_a_crash_of_the_source(
+    own_postgres_dir: Path, topic_prefix: str, kafka: KafkaBroker, daemon: Daemons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers with synchronous_commit=off commit without a flush; what was published of them must be on disk."""
+    with run_postgres(own_postgres_dir) as server:
+        url = server.url()
+        monkeypatch.setenv("VIEWKEEPER_SOURCE_URL", url)
+        for section in ("source", "demo"):
+            command.upgrade(Config(ROOT / "alembic.ini", ini_section=section), "head")
+        with connect(url, name="test") as session:
+            # The writer of WAL would flush it by itself within 0.6 s.
+            session.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+            session.execute("SELECT pg_reload_conf()")
+            attach(session, "viewkeeper", TWEETS, where="test")
+        daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": url})
+        wait_until(lambda: _is_complete(kafka, topic_prefix), what="the first snapshot")
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(_write_without_flush, url)
+            wait_until(lambda: len(_published(kafka, topic_prefix)) > 100, what="a hundred published rows")
+            os.kill(server.pid, signal.SIGKILL)
+    published = _published(kafka, topic_prefix)
+    with run_postgres(own_postgres_dir) as server, connect(server.url(), name="test") as session:
+        kept = {row[0] for row in session.execute("SELECT tweet_id FROM tweets")}
+    assert published - kept == set()
+
+
+def _write_without_flush(url: str) -> None:
+    with connect(url, name="test", settings={"synchronous_commit": "off"}) as session:
+        for key in count(1):
+            try:
+                session.execute("INSERT INTO tweets (tweet_id) VALUES (%s)", (key,))
+            except psycopg.OperationalError:
+                return
+
+
+def _published(kafka: KafkaBroker, prefix: str) -> set[int]:
+    return {
+        row["tweet_id"] for row in read_changelog(kafka.bootstrap_servers, f"{prefix}.public.tweets").rows().values()
+    }
+
+
+def _is_complete(kafka: KafkaBroker, prefix: str) -> bool:
+    values = read_changelog(kafka.bootstrap_servers, f"{prefix}.cursor").values
+    return any(b'"complete":true' in value for value in values.values())
+
+
+def test_c8_the_cursor_is_read_past_another_captures_open_transaction(
+    kafka: KafkaBroker, topic_prefix: str, settings: CdcSettings
+) -> None:
+    client = admin(settings, name="test")
+    topic = f"{topic_prefix}.cursor"
+    ensure_topic(client, settings, topic, partitions=1, config=CURSOR_CONFIG)
+    other, ours = _producer(kafka, f"{topic_prefix}-other"), _producer(kafka, f"{topic_prefix}-ours")
+    _commit_cursor(ours, topic, "ours", token="old")
+    other.begin_transaction()
+    other.produce(topic, Cursor(capture="other", token="open", tables={}).encode(), b"other")
+    other.flush()
+    _commit_cursor(ours, topic, "ours", token="new")
+    with ThreadPoolExecutor(1) as executor:
+        read = executor.submit(read_cursors, client, settings)
+        assert _still_waits(read.done)
+        other.commit_transaction()
+        cursors = read.result()
+    assert {name: cursor.token for name, cursor in cursors.items()} == {"ours": "new", "other": "open"}
+
+
+def _producer(kafka: KafkaBroker, transactional_id: str) -> Producer:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": transactional_id})
+    producer.init_transactions()
+    return producer
+
+
+def _commit_cursor(producer: Producer, topic: str, capture: str, *, token: str) -> None:
+    producer.begin_transaction()
+    producer.produce(topic, Cursor(capture=capture, token=token, tables={}).encode(), capture.encode())
+    producer.commit_transaction()
+
+
+def _still_waits(is_done: Callable[[], bool]) -> bool:
+    """Return whether something is undone for longer than it would take if it did not wait."""
+    until = time.monotonic() + 2.0
+    wait_until(lambda: is_done() or time.monotonic() > until, what="two seconds, or an end")
+    return not is_done()
+
+
+def test_c14_what_was_committed_by_a_rounds_time_is_in_that_round_or_before(source_url: str) -> None:
+    """Writers take their time by clock_timestamp() after COMMIT, as "committed by T" means it."""
+    with connect(source_url, name="test") as session:
+        attach(session, "viewkeeper", TWEETS, where="test")
+        session.execute("INSERT INTO cdc.capture (name) VALUES ('viewkeeper') ON CONFLICT DO NOTHING")
+    over, begun = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(4) as executor:
+        writers = [executor.submit(_write, source_url, begun, over, number) for number in range(4)]
+        rounds = _rounds(source_url, begun, STRESS_SECONDS)
+        over.set()
+        committed_at = {key: at for writer in writers for key, at in writer.result().items()}
+    seen: set[bytes] = set()
+    for time_, keys in rounds:
+        seen |= keys
+        missed = [key for key, at in committed_at.items() if at <= time_ and key not in seen]
+        assert missed == []
+    assert len(rounds) > 50
+    assert len(seen) > 100
+
+
+def _write(url: str, begun: threading.Event, over: threading.Event, number: int) -> dict[bytes, datetime]:
+    committed_at: dict[bytes, datetime] = {}
+    with closing(psycopg.connect(url, autocommit=True)) as session:
+        key = number * 1_000_000
+        begun.wait()
+        while not over.is_set():
+            key += 1
+            session.execute("INSERT INTO tweets (tweet_id) VALUES (%s)", (key,))
+            row = session.execute("SELECT clock_timestamp()").fetchone()
+            assert row is not None
+            committed_at[b'{"tweet_id":%d}' % key] = row[0]
+    return committed_at
+
+
+def _rounds(url: str, begun: threading.Event, seconds: float) -> list[tuple[datetime, set[bytes]]]:
+    rounds: list[tuple[datetime, set[bytes]]] = []
+    with closing(connect(url, name="test", settings=SESSION)) as session:
+        source = TriggerSource(session, "viewkeeper", where="test", page_rows=10_000)
+        tables = captured_tables(session, "viewkeeper")
+        with source.round(tables, {}) as first:
+            previous = {TWEETS: first.snapshot}
+        begun.set()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with source.round(tables, previous) as round_:
+                pages = [page for found in round_.found for page in source.pages(round_, found, previous)]
+            previous = {TWEETS: round_.snapshot}
+            rounds.append((round_.time, {key for page in pages for key, _ in page.changes}))
+    return rounds
