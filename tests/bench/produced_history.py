@@ -89,7 +89,7 @@ class HistoryProducer:
     def _cursor(self, time: datetime) -> Cursor:
         return Cursor(
             capture=CAPTURE,
-            token="bench",  # noqa: S106 - the mark of a flush
+            token="bench",
             tables={f"public.{table}": self._table_cursor(topic, time) for table, topic in self._topics.items()},
         )
 
