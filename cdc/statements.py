@@ -41,10 +41,12 @@ def lock(tables: Iterable[CapturedTable]) -> Composed:
 
 
 HEAD = """
-SELECT pg_catalog.pg_current_snapshot()::text, c.pending_token, c.published_token, pg_catalog.pg_is_in_recovery()
+SELECT pg_catalog.transaction_timestamp(), pg_catalog.pg_current_snapshot()::text,
+       c.pending_token, c.published_token, pg_catalog.pg_is_in_recovery()
 FROM cdc.capture c WHERE c.name = %(capture)s
 """
-"""Fixes the reading transaction's snapshot: its text, the two tokens of the mark, whether this is a standby."""
+"""Fixes the reading transaction's snapshot, and selects when it began, before that; the snapshot's text; the two tokens
+of the mark; whether this is a standby."""
 
 
 def probe(tables: Sequence[CapturedTable], *, most_records: int) -> Composed:

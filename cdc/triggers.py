@@ -61,8 +61,9 @@ class Found:
 class Round:
     """All changes between two polls, inside the transaction that reads them.
 
-    `time` is the source's clock before `snapshot` was taken: every change of `tables` whose COMMIT had returned by
-    then is in the round or in an earlier one. A table that was locked sits the round out and is not in `tables`.
+    `time` is the source's clock when the transaction began, before `snapshot` was taken: every change of `tables` whose
+    COMMIT had returned by then is in the round or in an earlier one. A table that was locked sits the round out and is
+    not in `tables`.
     """
 
     time: datetime
@@ -108,10 +109,9 @@ class TriggerSource:
         A table without a previous snapshot begins here: what it held before is for its snapshot to read.
         """
         with translated(self._where):
-            time = self._clock()
             readable = self._begin(tables)
             try:
-                round_ = self._head(time, readable)
+                round_ = self._head(readable)
                 known = [table for table in readable if table.name in previous]
                 if known:
                     round_.found = list(self._probe(known, previous))
@@ -149,11 +149,11 @@ class TriggerSource:
             lambda: statements.chunk_end(table, chunk_rows=self._page_rows, resumed=resumed),
         )
         with translated(self._where):
-            time = self._clock()
-            if not self._begin([table]):
+            if not self._begin((table,)):
                 self._end()
                 return None
             try:
+                time = self._head((table,)).time
                 end = self._connection.execute(end_sql, values).fetchone()
                 bounded = end is not None
                 values |= {f"end_{place}": text for place, text in enumerate(end or (), 1)}
@@ -166,20 +166,13 @@ class TriggerSource:
                 self._end()
         return Chunk(Page(table.name, rows, int(time.timestamp() * 1000), Op.READ), end)
 
-    def _clock(self) -> datetime:
-        row = self._connection.execute("SELECT pg_catalog.clock_timestamp()").fetchone()
-        if row is None:
-            raise CaptureError(f"{self._where}: clock_timestamp() gave no row")
-        time: datetime = row[0]
-        return time
-
     def _begin(self, tables: Sequence[CapturedTable]) -> tuple[CapturedTable, ...]:
         """Begin a reading transaction with its tables locked; return those that could be locked."""
         readable = tuple(tables)
         while readable:
             try:
                 with translated(self._where):
-                    self._connection.execute(statements.lock(readable).as_bytes(None))
+                    self._connection.execute(self._lock_sql(readable))
             except LockNotAvailable:
                 self._end()
                 readable = tuple(table for table in readable if self._lockable(table))
@@ -188,10 +181,13 @@ class TriggerSource:
         self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         return ()
 
+    def _lock_sql(self, tables: tuple[CapturedTable, ...]) -> bytes:
+        return self._render((*tables, "lock"), lambda: statements.lock(tables))
+
     def _lockable(self, table: CapturedTable) -> bool:
         try:
             with translated(self._where):
-                self._connection.execute(statements.lock([table]).as_bytes(None))
+                self._connection.execute(self._lock_sql((table,)))
         except LockNotAvailable:
             return False
         finally:
@@ -203,11 +199,11 @@ class TriggerSource:
         if not self._connection.closed:
             self._connection.execute("ROLLBACK")
 
-    def _head(self, time: datetime, tables: tuple[CapturedTable, ...]) -> Round:
+    def _head(self, tables: tuple[CapturedTable, ...]) -> Round:
         row = self._connection.execute(statements.HEAD, {"capture": self._capture}, prepare=True).fetchone()
         if row is None:
             raise CaptureError(f"{self._where}: capture {self._capture} has no row in cdc.capture: migrated down?")
-        snapshot, pending, published, standby = row
+        time, snapshot, pending, published, standby = row
         if standby:
             raise CaptureError(
                 f"{self._where} is a standby, where xids of the primary may yet be lost; "
