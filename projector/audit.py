@@ -136,12 +136,10 @@ class _Audit:
     def suspects(self, result: AuditResult) -> list[Key]:
         """Compare all rows: the source in one snapshot, the view in a later one that reflects all of it."""
         suspects: list[Key] = []
-        with self._source.transaction():
-            # The cursor's declaration takes the snapshot; only after it the time is read.
-            source_rows = _stream(self._source, self._statements.source_rows)
+        with self._source.transaction(), _stream(self._source, self._statements.source_rows) as source_rows:
+            # The cursor's declaration has taken the snapshot; only after it the time is read.
             self._wait_for(self._now())
-            with self._kept.transaction():
-                view_rows = _stream(self._kept, self._statements.view_rows)
+            with self._kept.transaction(), _stream(self._kept, self._statements.view_rows) as view_rows:
                 for key, in_source, in_view in _merged(source_rows, view_rows):
                     result.compared_rows += 1
                     if in_source != in_view:
@@ -204,12 +202,13 @@ class _Audit:
                 time.sleep(AS_OF_POLL_SECONDS)
 
 
-def _stream(connection: Connection, query: bytes) -> Iterator[tuple[Key, str]]:
-    """Open a server cursor now; read it in pieces as it is iterated."""
-    cursor = connection.cursor(name="audit")
-    cursor.itersize = FETCH_ROWS
-    cursor.execute(query)
-    return iter(cursor)
+@contextmanager
+def _stream(connection: Connection, query: bytes) -> Iterator[Iterator[tuple[Key, str]]]:
+    """Open a server cursor now; its rows are fetched in pieces as they are iterated."""
+    with connection.cursor(name="audit") as cursor:
+        cursor.itersize = FETCH_ROWS
+        cursor.execute(query)
+        yield iter(cursor)
 
 
 def _rows_of(connection: Connection, query: bytes, keys: Sequence[Key]) -> dict[Key, str]:

@@ -15,7 +15,7 @@ from projector.metrics import AS_OF_SECONDS, BATCH_SECONDS, BATCHES, LAG_RECORDS
 from projector.registry import active_versions
 from projector.topics import Topic, describe_topics
 from runtime.health import Health
-from runtime.kafka import admin, check_reachable
+from runtime.kafka import BrokerUnavailable, admin, check_reachable
 from runtime.postgres import connect, describe, translated
 from runtime.settings import ProjectorSettings
 from runtime.stop import Stop
@@ -111,7 +111,11 @@ class Projector:
         return topics
 
     def _check_topics(self, connection: Connection, kept: Sequence[KeptView]) -> None:
-        topics = self._describe(sorted(_topic_names(kept)))
+        try:
+            topics = self._describe(sorted(_topic_names(kept)))
+        except BrokerUnavailable as error:
+            log.warning("topics_not_checked", reason=str(error))
+            return
         for view in kept:
             view.check(connection, topics)
 

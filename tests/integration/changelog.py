@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from confluent_kafka import KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from cdc.cursor import Cursor, TableCursor, Watermark
 from cdc.wire import cursor_topic_name
+from projector.topics import describe_topics
+from runtime.kafka import BrokerUnavailable
+from tests.waiting import wait_until
 
 KEYS = {"users": "user_id", "tweets": "tweet_id", "follows": "follow_id", "likes": "like_id"}
 PARTITIONS = 3
@@ -55,6 +58,7 @@ class Changelog:
             topics.append(self._new_topic(cursor_topic_name(self.prefix), 1))
         for created in self._admin.create_topics(topics).values():
             created.result()
+        wait_until(lambda: self._led([topic.topic for topic in topics]), what="leaders of the new topics")
         self._producer.init_transactions()
 
     def topic(self, table: str) -> str:
@@ -140,8 +144,40 @@ class Changelog:
 
     def put_cursor(self, tables: Mapping[str, TableCursor], *, capture: str = "by-hand") -> None:
         """Write a cursor record."""
-        cursor = Cursor(capture=capture, token="by-hand", tables=dict(tables))  # noqa: S106
+        cursor = Cursor(capture=capture, token="by-hand", tables=dict(tables))
         self._producer.produce(cursor_topic_name(self.prefix), cursor.encode(), capture.encode())
+
+    def make_again(self, table: str) -> None:
+        """Delete a table's topic and make it again, under the same name."""
+        for deleted in self._admin.delete_topics([self.topic(table)]).values():
+            deleted.result()
+        wait_until(
+            lambda: self.topic(table) not in self._admin.list_topics(timeout=10).topics, what="the topic to be gone"
+        )
+        for created in self._admin.create_topics([self._new_topic(self.topic(table), self._partitions)]).values():
+            created.result()
+        wait_until(lambda: self._led([self.topic(table)]), what="leaders of the topic")
+
+    def forget(self, table: str) -> None:
+        """Delete all records of a table's topic, as a wrong retention would."""
+        policy = ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, self.topic(table), incremental_configs=[policy])
+        for altered in self._admin.incremental_alter_configs([resource]).values():
+            altered.result()
+        ends = [
+            TopicPartition(self.topic(table), number, end)
+            for number, end in enumerate(self._next_offsets[table])
+            if end
+        ]
+        for deleted in self._admin.delete_records(ends).values():
+            deleted.result()
+
+    def _led(self, topics: list[str]) -> bool:
+        """Return whether each partition answers; a new topic's leaders take a moment."""
+        try:
+            return len(describe_topics(self._admin, topics, where="the test's broker")) == len(topics)
+        except BrokerUnavailable:
+            return False
 
     def _new_topic(self, name: str, partitions: int) -> NewTopic:
         return NewTopic(name, partitions, 1, config={"cleanup.policy": "compact"})

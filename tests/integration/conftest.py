@@ -10,11 +10,16 @@ from tests.integration.projector_steps import Steps, projector_settings, project
 
 
 @pytest.fixture
-def changelog(kafka: KafkaBroker, topic_prefix: str) -> Changelog:
+def changelog_to_come(kafka: KafkaBroker, topic_prefix: str) -> Changelog:
+    """Give the demo tables' topics before they are created."""
+    return Changelog(kafka.bootstrap_servers, topic_prefix, KEYS, PARTITIONS)
+
+
+@pytest.fixture
+def changelog(changelog_to_come: Changelog) -> Changelog:
     """Give the demo tables' topics, empty."""
-    changelog = Changelog(kafka.bootstrap_servers, topic_prefix, KEYS, PARTITIONS)
-    changelog.create()
-    return changelog
+    changelog_to_come.create()
+    return changelog_to_come
 
 
 @pytest.fixture

@@ -1,0 +1,157 @@
+"""As-of: never ahead of the rows, and as new as they allow (C15, S1)."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+
+from tests.integration.changelog import Changelog, user
+from tests.integration.projector_steps import Steps, as_of, projector_settings, projector_steps
+
+START = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
+
+ROW_AND_AS_OF = """
+SELECT tweet_count, as_of
+FROM user_information, viewkeeper_as_of
+WHERE user_id = 1 AND view = 'user_information'
+"""
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def test_nothing_is_claimed_before_the_first_watermark(steps: Steps, changelog: Changelog, view_url: str) -> None:
+    with changelog.transaction():
+        changelog.tweet(1, 1)
+    steps.catch_up()
+    assert as_of(view_url) == (None, [])
+
+
+def test_watermark_is_reached_with_its_records(steps: Steps, changelog: Changelog, view_url: str) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        changelog.tweet(1, 1)
+        changelog.watermark(at(1))
+    steps.catch_up()
+    assert as_of(view_url) == (at(1), [])
+
+
+def test_watermark_alone_moves_an_idle_view_on(steps: Steps, changelog: Changelog, view_url: str) -> None:
+    for seconds in range(3):
+        with changelog.transaction():
+            changelog.watermark(at(seconds))
+        steps.catch_up()
+        assert as_of(view_url) == (at(seconds), [])
+
+
+def test_one_partition_that_is_behind_holds_the_time_back(steps: Steps, changelog: Changelog, view_url: str) -> None:
+    with changelog.transaction():
+        changelog.watermark(at(1))
+    steps.catch_up()
+    ahead = [end + 1 for end in changelog.next_offsets("tweets")]
+    with changelog.transaction():
+        changelog.tweet(1, 1)
+        changelog.watermark(
+            at(2), tables={"public.tweets": changelog.table_cursor("tweets", time=at(2), next_offsets=tuple(ahead))}
+        )
+    steps.catch_up()
+    assert as_of(view_url) == (at(1), [])
+    number = 2
+    while min(changelog.next_offsets("tweets")) == 0:
+        with changelog.transaction():
+            changelog.tweet(number, 1)
+        number += 1
+    steps.catch_up()
+    assert as_of(view_url) == (at(2), [])
+
+
+def test_watermark_that_waits_is_found_again_after_a_restart(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    with changelog.transaction():
+        changelog.watermark(at(1))
+    steps.catch_up()
+    ahead = tuple(end + 1 for end in changelog.next_offsets("tweets"))
+    with changelog.transaction():
+        changelog.watermark(
+            at(2), tables={"public.tweets": changelog.table_cursor("tweets", time=at(2), next_offsets=ahead)}
+        )
+    steps.catch_up()
+    assert as_of(view_url) == (at(1), [])
+    number = 1
+    while min(changelog.next_offsets("tweets")) == 0:
+        with changelog.transaction():
+            changelog.tweet(number, 1)
+        number += 1
+    with projector_steps(projector_settings(settings_env)) as restarted:
+        restarted.catch_up()
+    assert as_of(view_url) == (at(2), [])
+
+
+def test_table_without_a_complete_snapshot_holds_the_time_back(
+    steps: Steps, changelog: Changelog, view_url: str
+) -> None:
+    incomplete = changelog.table_cursor("likes", time=at(1), complete=False)
+    with changelog.transaction():
+        changelog.watermark(at(1), tables={"public.likes": incomplete})
+    steps.catch_up()
+    assert as_of(view_url) == (None, [])
+
+
+def test_oldest_of_two_captures_counts(steps: Steps, changelog: Changelog, view_url: str) -> None:
+    with changelog.transaction():
+        own = {table: changelog.table_cursor(table, time=at(5)) for table in ("users", "tweets", "follows")}
+        changelog.put_cursor({f"public.{table}": cursor for table, cursor in own.items()}, capture="one")
+        changelog.put_cursor({"public.likes": changelog.table_cursor("likes", time=at(3))}, capture="two")
+    steps.catch_up()
+    assert as_of(view_url) == (at(3), [])
+
+
+def test_time_never_goes_back_and_an_uncertain_clock_is_flagged(
+    steps: Steps, changelog: Changelog, view_url: str
+) -> None:
+    with changelog.transaction():
+        changelog.watermark(at(10))
+    steps.catch_up()
+    with changelog.transaction():
+        behind = changelog.table_cursor("users", time=at(4), uncertain=True)
+        changelog.watermark(at(4), tables={"public.users": behind})
+    steps.catch_up()
+    assert as_of(view_url) == (at(10), ["uncertain"])
+    with changelog.transaction():
+        changelog.watermark(at(11))
+    steps.catch_up()
+    assert as_of(view_url) == (at(11), [])
+
+
+def test_reader_never_sees_a_time_ahead_of_the_row(steps: Steps, changelog: Changelog, view_url: str) -> None:
+    """Row and as-of in one statement, while both move: after the n-th tweet comes the n-th second."""
+    with changelog.transaction():
+        changelog.put("users", user(1))
+    steps.catch_up()
+    tweets = 60
+    seen: set[int] = set()
+    ahead: list[tuple[int, datetime]] = []
+
+    def read() -> None:
+        with psycopg.connect(view_url, autocommit=True) as session:
+            count = 0
+            while count < tweets:
+                for count, time in session.execute(ROW_AND_AS_OF):
+                    seen.add(count)
+                    if time is not None and count < (time - START).total_seconds():
+                        ahead.append((count, time))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, tweets + 1):
+        with changelog.transaction():
+            changelog.tweet(number, 1)
+            changelog.watermark(at(number))
+        steps.step()
+    steps.catch_up()
+    reader.join()
+    assert ahead == []
+    assert len(seen) > tweets / 4, "the reader has looked while the view moved"
+    assert as_of(view_url) == (at(tweets), [])

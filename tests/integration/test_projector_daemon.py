@@ -1,0 +1,158 @@
+"""The projector as the process that it is: crashes, stops, and what it says of bad surroundings."""
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from compose.local.process import free_port
+from tests.daemons import Daemon, Daemons
+from tests.integration.changelog import Changelog, user
+from tests.integration.projector_steps import counts, physical, shown
+from tests.waiting import wait_until
+
+TWEETS = 10_000
+
+
+def get(daemon: Daemon, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.health_port}{path}", timeout=5) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def wait_ready(daemon: Daemon) -> None:
+    wait_until(lambda: get(daemon, "/readyz")[0] == 200, timeout_seconds=60, what="the projector to be ready")
+
+
+def tweets_counted(view_url: str) -> int:
+    return sum(row["tweet_count"] for row in physical(view_url).values())
+
+
+def test_killed_projector_goes_on_where_it_was(daemon: Daemons, changelog: Changelog, view_url: str) -> None:
+    with changelog.transaction():
+        for user_id in range(10):
+            changelog.put("users", user(user_id))
+    for start in range(0, TWEETS, 1000):
+        with changelog.transaction():
+            for number in range(start, start + 1000):
+                changelog.tweet(number, number % 10)
+    # Small batches, so that there are many moments to be killed at.
+    small = {"VIEWKEEPER_PROJECTOR_BATCH_RECORDS": "10"}
+    for killed_at in (TWEETS // 6, TWEETS // 2):
+        projector = daemon("projector", "run", settings=small)
+        wait_until(lambda at=killed_at: tweets_counted(view_url) >= at, timeout_seconds=60, what="some tweets")  # type: ignore[misc]
+        projector.kill()
+        assert tweets_counted(view_url) < TWEETS, "it was killed in the middle"
+    projector = daemon("projector", "run")
+    wait_ready(projector)
+    assert [counts(row) for row in shown(view_url).values()] == [(TWEETS // 10, 0, 0, 0)] * 10
+    assert projector.terminate() == 0
+
+
+def test_projector_says_how_it_is(daemon: Daemons, changelog: Changelog) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        changelog.tweet(1, 1)
+        changelog.watermark()
+    projector = daemon("projector", "run")
+    wait_ready(projector)
+    assert get(projector, "/livez")[0] == 200
+    no_lag = 'viewkeeper_projector_lag_records{view="user_information"} 0.0'
+    wait_until(lambda: no_lag in get(projector, "/metrics")[1], what="no lag")
+    metrics = get(projector, "/metrics")[1]
+    lines = {line.rsplit(" ", 1)[0]: line.rsplit(" ", 1)[1] for line in metrics.splitlines() if line[0] != "#"}
+    assert float(lines['viewkeeper_projector_records_applied_total{view="user_information"}']) == 2
+    assert float(lines['viewkeeper_projector_batches_total{view="user_information"}']) >= 1
+    assert float(lines['viewkeeper_projector_batch_seconds_count{view="user_information"}']) >= 1
+    assert float(lines['viewkeeper_projector_as_of_timestamp_seconds{view="user_information"}']) > 1.7e9
+    assert projector.terminate() == 0
+
+
+def test_projector_waits_for_topics_and_says_which(
+    daemon: Daemons, changelog_to_come: Changelog, view_url: str
+) -> None:
+    projector = daemon("projector", "run")
+    line = projector.wait_logged("waiting_for_topics")
+    assert changelog_to_come.topic("users") in line["missing"]
+    assert get(projector, "/readyz")[0] == 503
+    changelog_to_come.create()
+    with changelog_to_come.transaction():
+        changelog_to_come.put("users", user(1))
+    wait_until(lambda: shown(view_url), what="the first row")
+    assert projector.terminate() == 0
+
+
+def test_broker_that_cannot_be_reached_is_tried_again(daemon: Daemons) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    projector = daemon("projector", "run", settings={"VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": nobody})
+    line = projector.wait_logged("retrying", timeout_seconds=60)
+    assert nobody in line["reason"]
+    assert projector.is_running()
+    assert projector.terminate() == 0
+
+
+def test_database_that_cannot_be_reached_is_tried_again(daemon: Daemons) -> None:
+    port = free_port()
+    nobody = {"VIEWKEEPER_VIEW_URL": f"postgresql://postgres@127.0.0.1:{port}/view"}
+    projector = daemon("projector", "run", settings=nobody)
+    line = projector.wait_logged("retrying")
+    assert f"127.0.0.1:{port}/view: cannot connect" in line["reason"]
+    assert projector.terminate() == 0
+
+
+def test_missing_migration_ends_it_with_the_command(daemon: Daemons, source_url: str) -> None:
+    projector = daemon("projector", "run", settings={"VIEWKEEPER_VIEW_URL": source_url})
+    assert projector.wait(60) == 2
+    assert "the projector's tables are missing; run\nalembic -c " in projector.log_text()
+    assert "alembic.ini -n view upgrade head" in projector.log_text()
+
+
+def test_database_that_is_not_there_ends_it(daemon: Daemons, view_url: str) -> None:
+    wrong = view_url.rsplit("/", 1)[0] + "/nowhere"
+    projector = daemon("projector", "run", settings={"VIEWKEEPER_VIEW_URL": wrong})
+    assert projector.wait(60) == 2
+    assert 'database "nowhere" does not exist' in projector.log_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (
+            ('Count("like_count", of="public.likes", by="user_id"),', ""),
+            "measures: made with tweet_count, following_count, follower_count, like_count, declared tweet_count, ",
+        ),
+        (('by="followee_id"', 'by="follower_id"'), "measures[2].by: made with 'followee_id', declared 'follower_id'"),
+    ],
+)
+def test_changed_definition_ends_it_with_the_difference(
+    change: tuple[str, str], difference: str, daemon: Daemons, tmp_path: Path
+) -> None:
+    text = Path("views/user_information.py").read_text()
+    assert change[0] in text
+    changed = tmp_path / "changed.py"
+    changed.write_text(text.replace(*change).replace('Field("likeCount", "like_count"),', ""))
+    projector = daemon("projector", "run", settings={"VIEWKEEPER_VIEWS": str(changed)})
+    assert projector.wait(60) == 2
+    assert difference in projector.log_text()
+
+
+def test_view_without_tables_ends_it(daemon: Daemons, tmp_path: Path) -> None:
+    text = Path("views/user_information.py").read_text().replace('name="user_information"', 'name="another"')
+    (tmp_path / "another.py").write_text(text)
+    projector = daemon("projector", "run", settings={"VIEWKEEPER_VIEWS": str(tmp_path / "another.py")})
+    assert projector.wait(60) == 2
+    assert "view 'another' has no tables" in projector.log_text()
+
+
+def test_record_that_cannot_be_applied_ends_it(daemon: Daemons, changelog: Changelog, view_url: str) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        changelog.put_raw("tweets", b'{"tweet_id":1}', json.dumps({"tweet_id": 1}).encode())
+    projector = daemon("projector", "run")
+    assert projector.wait(60) == 1
+    assert "missing required field `user_id`" in projector.log_text()
+    assert shown(view_url) == {}

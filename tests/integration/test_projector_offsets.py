@@ -1,0 +1,181 @@
+"""Exactly once: stored offsets decide what is applied, and history that is lost is noticed (P1, P2, P6)."""
+
+import threading
+
+import psycopg
+import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from compose.local.kafka import KafkaBroker
+from projector.changes import Changes, Groups
+from projector.kept import apply_batch
+from projector.writer import Writer
+from runtime.kafka import LostHistory
+from tests.integration.changelog import Changelog, user
+from tests.integration.projector_steps import Steps, counts, physical, projector_settings, projector_steps, shown
+from views.user_information import user_information
+
+
+def stored_offsets(view_url: str) -> dict[tuple[str, int], int]:
+    with psycopg.connect(view_url) as session:
+        rows = session.execute("SELECT topic, partition, next_offset FROM projector.partition_offset")
+        return {(topic, partition): next_offset for topic, partition, next_offset in rows}
+
+
+def test_stale_reader_changes_nothing(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        changelog.tweet(1, 1)
+    stale = steps.read()
+    while not stale.records:
+        stale = steps.read()
+    with projector_steps(projector_settings(settings_env)) as other:
+        other.catch_up()
+        with changelog.transaction():
+            changelog.tweet(1, 2)
+        other.catch_up()
+    before = physical(view_url)
+    assert not apply_batch(steps.connection, steps.kept, stale)
+    assert physical(view_url) == before
+    steps.consumer.rewind()
+    steps.catch_up()
+    assert physical(view_url) == before
+
+
+def test_offsets_that_were_moved_back_leave_no_gap(steps: Steps, changelog: Changelog, view_url: str) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        for number in range(30):
+            changelog.tweet(number, 1)
+    steps.catch_up()
+    with psycopg.connect(view_url) as session:
+        # As a restored backup would: the view's rows and offsets are those of the beginning.
+        session.execute("TRUNCATE projector.user_information_v1, projector.user_information_v1_public_tweets")
+        session.execute("UPDATE projector.partition_offset SET next_offset = 0")
+    with changelog.transaction():
+        changelog.tweet(30, 1)
+    steps.catch_up()
+    assert counts(shown(view_url)[1]) == (31, 0, 0, 0)
+
+
+def test_position_at_the_end_is_stored_past_markers_and_aborted_records(
+    steps: Steps, changelog: Changelog, view_url: str
+) -> None:
+    with changelog.transaction():
+        changelog.tweet(1, 1)
+        changelog.put("users", user(1))
+    with changelog.aborted():
+        changelog.tweet(2, 1)
+        changelog.like(1, 1)
+    steps.catch_up()
+    ends = {
+        (topic.name, partition): end
+        for topic in steps.describe().values()
+        for partition, end in enumerate(topic.high)
+        if topic.name != f"{changelog.prefix}.cursor"
+    }
+    assert sum(ends.values()) > sum(sum(changelog.next_offsets(table)) for table in ("tweets", "users"))
+    stored = stored_offsets(view_url)
+    assert {place: stored[place] for place in ends} == ends
+    assert steps.consumer.caught_up
+
+
+def test_topic_made_again_stops_the_projector(steps: Steps, changelog: Changelog, settings_env: dict[str, str]) -> None:
+    steps.catch_up()
+    changelog.make_again("tweets")
+    with (
+        pytest.raises(LostHistory, match=r"tweets: it was deleted and made again(.|\n)*upgrade head"),
+        projector_steps(projector_settings(settings_env)),
+    ):
+        pytest.fail("it has started")
+    with pytest.raises(LostHistory, match="deleted and made again"):
+        steps.kept[0].check(steps.connection, steps.describe())
+
+
+def test_offset_beyond_the_end_stops_the_projector(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    with changelog.transaction():
+        changelog.tweet(1, 1)
+    steps.catch_up()
+    with psycopg.connect(view_url) as session:
+        session.execute("UPDATE projector.partition_offset SET next_offset = 99 WHERE topic LIKE '%tweets'")
+    with (
+        pytest.raises(LostHistory, match="it was read up to 99: Kafka lost data"),
+        projector_steps(projector_settings(settings_env)),
+    ):
+        pytest.fail("it has started")
+
+
+def test_offset_that_goes_out_of_range_while_running_is_not_reset(
+    steps: Steps, changelog: Changelog, view_url: str
+) -> None:
+    with changelog.transaction():
+        changelog.tweet(1, 1)
+    steps.catch_up()
+    with psycopg.connect(view_url) as session:
+        session.execute("UPDATE projector.partition_offset SET next_offset = 99 WHERE topic LIKE '%tweets'")
+    steps.consumer.rewind()
+    with pytest.raises(LostHistory):
+        steps.catch_up()
+
+
+def test_records_that_were_deleted_unread_stop_the_projector(
+    steps: Steps, changelog: Changelog, settings_env: dict[str, str]
+) -> None:
+    steps.catch_up()
+    with changelog.transaction():
+        for number in range(20):
+            changelog.tweet(number, 1)
+    changelog.forget("tweets")
+    with (
+        pytest.raises(LostHistory, match="records from 0 are gone"),
+        projector_steps(projector_settings(settings_env)),
+    ):
+        pytest.fail("it has started")
+
+
+def test_added_partitions_stop_the_projector(
+    steps: Steps, changelog: Changelog, kafka: KafkaBroker, settings_env: dict[str, str]
+) -> None:
+    steps.catch_up()
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    for added in admin.create_partitions([NewPartitions(changelog.topic("likes"), 5)]).values():
+        added.result()
+    with (
+        pytest.raises(LostHistory, match="it has 5 partitions and had 3"),
+        projector_steps(projector_settings(settings_env)),
+    ):
+        pytest.fail("it has started")
+
+
+def test_two_instances_neither_deadlock_nor_lose_increments(view_url: str) -> None:
+    """Rows of other source tables, the same keys of the view in opposite order: P6."""
+    rounds, keys = 40, 200
+    failures: list[BaseException] = []
+
+    def count(table_number: int) -> None:
+        table = user_information.counted_tables[table_number]
+        width = len(user_information.group_columns(table))
+        writer = Writer(user_information, 1)
+        order = range(1, keys + 1) if table_number else range(keys, 0, -1)
+        try:
+            with psycopg.connect(view_url, autocommit=True) as connection:
+                for number in range(rounds):
+                    changed: dict[str, Groups | None] = {f"{number}:{key}": (key,) * width for key in order}
+                    with connection.transaction(), connection.cursor() as cursor:
+                        writer.apply(cursor, Changes(counted={table: changed}))
+        except psycopg.Error as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=count, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert {key: counts(row) for key, row in physical(view_url).items()} == dict.fromkeys(
+        range(1, keys + 1), (rounds, rounds, rounds, 0)
+    )
