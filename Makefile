@@ -11,19 +11,19 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 .PHONY: help demo clean-demo test check format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "NAME", $$1); printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "NAME", $$1); printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## run the whole pipeline on real servers and watch it; SECONDS=30 ends by itself, RATE=200 changes/s, STORE=postgres
+demo: $(INSTALLED) ## run it all on real servers and watch; SECONDS=30, RATE=200, STORE=postgres
 	@$(BIN)/python -m compose.demo run $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RATE),--rate "$(RATE)") $(if $(STORE),--store "$(STORE)")
 
-clean-demo: $(INSTALLED) ## remove the demo's data, also its databases and topics on servers of your own
+clean-demo: $(INSTALLED) ## remove the demo's data, on servers of your own too
 	@$(BIN)/python -m compose.demo clean
 
-test: check ## check, then run unit, integration and end-to-end tests on a real Postgres and a real Kafka; ARGS= goes to pytest
+test: check ## check, then all tests on a real Postgres and Kafka; ARGS= for pytest
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report --skip-covered
 
-check: $(INSTALLED) ## check format, lint, types, import contracts, compose.yaml and Dockerfile
+check: $(INSTALLED) ## format, lint, types, import contracts, compose.yaml, Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -35,15 +35,15 @@ format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-%: $(INSTALLED) ## measure NAME (capture, projector, api, freshness); SCALE=0.1 for a minute's run, RATE=1000 changes/s
+bench-%: $(INSTALLED) ## measure capture, projector, api or freshness; SCALE=0.1, RATE=1000
 	@$(BIN)/python -m tests.bench.$*
 
-lock: $(INSTALLED) ## write the locked requirements anew from pyproject.toml; locked versions stay where they still fit
+lock: $(INSTALLED) ## lock the requirements of pyproject.toml anew
 	$(PIP) install uv
 	$(COMPILE) pyproject.toml --output-file requirements.txt
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements-dev.txt
 
-clean: ## remove the virtual environment and what the tools left; the demo's data stays (clean-demo)
+clean: ## remove the virtual environment and what the tools left
 	rm -rf $(VENV) .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
 
 $(INSTALLED): requirements-dev.txt pyproject.toml

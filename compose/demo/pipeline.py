@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
+from compose.demo.errors import DemoError
 from compose.demo.processes import Process, running, wait_for
 from compose.demo.screen import Screen
 from compose.demo.servers import Servers
@@ -65,13 +66,20 @@ def catch_up(servers: Servers, pipeline: Pipeline, screen: Screen) -> None:
 
     Raises DemoError when a daemon ends, or when it takes too long.
     """
-    total = _captured_rows(servers.source_url)
-    with screen.counted_step("records applied", "view caught up", total=total) as bar:
+    try:
+        if _is_begun(servers.view_url):
+            with screen.step("catching up", "view caught up"):
+                wait_until_reflected(servers, pipeline, timeout_seconds=CATCH_UP_SECONDS)
+            return
+        total = _captured_rows(servers.source_url)
+        with screen.counted_step("records applied", "view caught up", total=total) as bar:
 
-        def show() -> None:
-            bar.reach(int(read_metrics(pipeline.projector_url).get(APPLIED, 0)))
+            def show() -> None:
+                bar.reach(int(read_metrics(pipeline.projector_url).get(APPLIED, 0)))
 
-        wait_until_reflected(servers, pipeline, timeout_seconds=CATCH_UP_SECONDS, show=show)
+            wait_until_reflected(servers, pipeline, timeout_seconds=CATCH_UP_SECONDS, show=show)
+    except DemoError as error:
+        raise DemoError(f"{error}\nIf the data is of another version's demo: make clean-demo") from error
 
 
 def wait_until_reflected(
@@ -94,7 +102,7 @@ def wait_until_reflected(
         wait_for(
             reflected,
             pipeline.processes,
-            what=f"the view does not reflect {now:%H:%M:%S} (make clean-demo gives it a new beginning)",
+            what=f"the view has not come to reflect {now:%H:%M:%S} of its source",
             timeout_seconds=timeout_seconds,
         )
 
@@ -116,6 +124,11 @@ def read_metrics(url: str) -> dict[str, float]:
 def _as_of(view: psycopg.Connection) -> datetime | None:
     row = view.execute(_AS_OF).fetchone()
     return row[0] if row else None
+
+
+def _is_begun(view_url: str) -> bool:
+    with connect(view_url, name="viewkeeper-demo") as connection, translated(describe(view_url)):
+        return _as_of(connection) is not None
 
 
 def _captured_rows(source_url: str) -> int:

@@ -12,7 +12,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from compose.demo.errors import DemoError
-from compose.local.process import death_prefix, tail
+from compose.local.process import death_prefix
 
 T = TypeVar("T")
 
@@ -42,18 +42,23 @@ class Process:
         """Raise DemoError with the last lines of its log when it has ended."""
         code = self._popen.poll()
         if code is not None:
-            last_lines = tail(self.log_path, LOG_LINES)
+            last_lines = "\n".join(self._log().decode(errors="replace").splitlines()[-LOG_LINES:]) or "(nothing)"
             raise DemoError(f"{self.name} ended with code {code}; the end of its log {self.log_path}:\n{last_lines}")
 
     def logged(self, event: str) -> dict[str, object]:
         """Wait until this run logs `event` and return the line's fields; raise DemoError when it ends before."""
 
         def found() -> dict[str, object] | None:
-            with self.log_path.open("rb") as log:
-                log.seek(self._log_begin_bytes)
-                return next((line for line in map(_fields, log) if line.get("event") == event), None)
+            lines = map(_fields, self._log().splitlines())
+            return next((line for line in lines if line.get("event") == event), None)
 
         return wait_for(found, [self], what=f"{self.name}: no {event} in its log", timeout_seconds=START_SECONDS)
+
+    def _log(self) -> bytes:
+        """Return what this run has logged; earlier runs stand before it."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_begin_bytes)
+            return log.read()
 
     def stop(self) -> None:
         """Ask it to stop, then make it; return when it is gone."""

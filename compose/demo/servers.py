@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import psycopg
@@ -14,7 +15,7 @@ from pydantic import Field
 from compose.local.kafka import launched
 from compose.local.postgres import postgres
 from runtime.postgres import connect, describe, translated
-from runtime.settings import PostgresUrl, Settings, read_settings
+from runtime.settings import Accepts, PostgresUrl, Settings, read_settings
 
 SOURCE_DATABASE = "viewkeeper_demo_source"
 VIEW_DATABASE = "viewkeeper_demo_view"
@@ -25,12 +26,14 @@ MARK = "Made by the Viewkeeper demo"
 # Left at their defaults, so that a setting meant for another capture or view cannot lead the demo astray.
 _DEFAULTS = ("CDC_TABLES", "VIEWS", "PROJECTOR_GROUP", "HEALTH_HOST", "API_HOST", "LOG_LEVEL", "ENCODING")
 
+AnyPostgresUrl = Annotated[PostgresUrl | None, Accepts("a Postgres URL such as postgresql://user@host:5432/postgres")]
+
 
 class OwnServers(Settings):
     """Servers of yours for the demo; embedded ones take the place of those that are not set."""
 
-    source_url: PostgresUrl | None = Field(None, description="any database of the source's server", repr=False)
-    view_url: PostgresUrl | None = Field(None, description="any database of the view's server", repr=False)
+    source_url: AnyPostgresUrl = Field(None, description="any database of the source's server", repr=False)
+    view_url: AnyPostgresUrl = Field(None, description="any database of the view's server", repr=False)
     kafka_bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port[,host:port…]")
 
     @property

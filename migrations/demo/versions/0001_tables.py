@@ -78,7 +78,7 @@ def upgrade() -> None:
         database = connection.engine.url.database
         raise ConfigurationError(
             f"database {database!r}: public.{', public.'.join(taken)} already there, and not made by this "
-            "migration; set VIEWKEEPER_SOURCE_URL to a database of the demo's own"
+            "migration: use a database without such tables, or drop them if nobody needs them"
         )
     op.execute(CREATE_TABLES)
     op.execute(CREATE_INDEXES)
