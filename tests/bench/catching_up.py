@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from cdc.wire import SOURCE_TIME_HEADER, TableName, topic_name
 from tests.bench.bench_stack import BenchStack, Pipeline
 from tests.bench.errors import BenchError
-from tests.bench.processes import cpu_seconds, peak_rss_bytes
+from tests.bench.processes import peak_rss_bytes
 from tests.bench.sample_rows import TABLE, read_json, update_all
 from tests.bench.topics import (
     PARTITIONS,
@@ -70,17 +70,16 @@ def _phase(stack: BenchStack, pipeline: Pipeline, begins: Sequence[int], rows: i
     topic = _topic(pipeline)
     with pipeline.daemon("cdc.cli", "run") as capture:
         capture.port()
-        cpu_before = cpu_seconds(capture.process.pid)
         with watched_topic(_admin(pipeline), topic, pid=capture.process.pid) as watcher:
             watcher.wait_for_records(begins, rows, timeout_seconds=PHASE_SECONDS)
         peak = peak_rss_bytes(capture.process.pid)
     reads += [read_rows_per_second(pipeline.source_url) for _ in range(READS)]
     began_at, next_offsets = _checked_records(pipeline, begins)
-    done = watcher.first_with(next_offsets)
+    begun, done = watcher.last_before(began_at), watcher.first_with(next_offsets)
     return Phase(
         rows_per_second=rows / (done.seen_at - began_at),
         read_rows_per_second=tuple(reads),
-        cpu_seconds_per_million_rows=(done.cpu_seconds - cpu_before) / rows * 1e6,
+        cpu_seconds_per_million_rows=(done.cpu_seconds - begun.cpu_seconds) / rows * 1e6,
         peak_rss_bytes=peak,
     )
 

@@ -81,6 +81,13 @@ class TopicWatcher:
             time.sleep(WATCH_SECONDS)
         raise BenchError(f"topic {self.topic} did not get {records} records within {timeout_seconds:g} s")
 
+    def last_before(self, time_of: float) -> Glance:
+        """Return the last look before a time (seconds since 1970)."""
+        before = [glance for glance in self.glances if glance.seen_at <= time_of]
+        if not before:
+            raise BenchError(f"topic {self.topic}: the capture began before it was watched")
+        return before[-1]
+
     def first_with(self, next_offsets: Sequence[int]) -> Glance:
         """Return the first look at which everything before `next_offsets` could be read."""
         for glance in self.glances:
