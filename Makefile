@@ -13,13 +13,13 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "NAME", $$1); printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## run it all on real servers and watch; SECONDS=30, RATE=200, STORE=postgres
+demo: $(INSTALLED) ## run it all on real servers; SECONDS=30, RATE=200, STORE=postgres
 	@$(BIN)/python -m compose.demo run $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RATE),--rate "$(RATE)") $(if $(STORE),--store "$(STORE)")
 
 clean-demo: $(INSTALLED) ## remove the demo's data, on servers of your own too
 	@$(BIN)/python -m compose.demo clean
 
-test: check ## check, then all tests on a real Postgres and Kafka; ARGS= for pytest
+test: check ## check, then all tests on real Postgres and Kafka; ARGS= for pytest
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report --skip-covered
 
@@ -35,7 +35,7 @@ format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-%: $(INSTALLED) ## measure capture, projector, api or freshness; SCALE=0.1, RATE=1000
+bench-%: $(INSTALLED) ## measure capture, projector, api, freshness; SCALE=0.1, RATE=1000
 	@$(BIN)/python -m tests.bench.$*
 
 lock: $(INSTALLED) ## lock the requirements of pyproject.toml anew
