@@ -17,11 +17,11 @@ from runtime.stop import stop_on_signals
 
 
 @click.group()
-def projector() -> None:
+def commands() -> None:
     """Keep views in step with their changelog topics."""
 
 
-@projector.command(epilog=settings_epilog(ProjectorSettings))
+@commands.command(epilog=settings_epilog(ProjectorSettings))
 def run() -> None:
     """Apply records to the views until SIGTERM."""
     settings = start(ProjectorSettings)
@@ -34,7 +34,7 @@ def run() -> None:
         keep_running(Projector(settings, views, health, stop).session, stop)
 
 
-@projector.command(epilog=settings_epilog(AuditSettings))
+@commands.command(epilog=settings_epilog(AuditSettings))
 @click.argument("view", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a view.")
 @click.option("--wait-seconds", default=60.0, show_default=True, help="How long the view may take to reach the source.")
@@ -75,7 +75,7 @@ def _as_json(result: AuditResult) -> str:
 
 def main() -> None:
     """Run the command."""
-    run_command(projector)
+    run_command(commands)
 
 
 if __name__ == "__main__":

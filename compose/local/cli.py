@@ -18,11 +18,11 @@ WATCH_SECONDS = 0.5
 
 
 @click.group()
-def cli() -> None:
+def commands() -> None:
     """Run real servers as local processes."""
 
 
-@cli.command()
+@commands.command()
 @click.option("--postgres", is_flag=True, help="Run Postgres.")
 @click.option("--kafka", is_flag=True, help="Run a Kafka broker.")
 @click.option(
@@ -77,7 +77,7 @@ def _wait_for_a_dead_server(running: Stack) -> str:
 
 def main() -> None:
     """Run the command line and end with its exit code."""
-    run_command(cli)
+    run_command(commands)
 
 
 if __name__ == "__main__":

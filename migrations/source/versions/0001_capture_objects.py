@@ -1,5 +1,6 @@
 """The capture's objects: lease and mark, captured tables, attach and detach."""
 
+from contextlib import closing
 from importlib.resources import files
 
 from alembic import op
@@ -11,9 +12,9 @@ _SQL = files("migrations.source") / "sql"
 
 
 def _run(script: str) -> None:
-    # Straight to psycopg: SQLAlchemy would read the scripts' percent signs as placeholders.
-    driver = op.get_bind().connection.driver_connection
-    driver.execute(script)
+    # Straight to psycopg: SQLAlchemy would read the script's percent signs as placeholders.
+    with closing(op.get_bind().connection.cursor()) as cursor:
+        cursor.execute(script)
 
 
 def upgrade() -> None:
