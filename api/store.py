@@ -18,11 +18,13 @@ from runtime.postgres import describe
 
 log = structlog.get_logger()
 
-QUERIES_IN_FLIGHT = 2
+QUERIES_IN_FLIGHT = 1
+"""One at a time answers all who wait: in a closed loop of 32 it took 10 to 20 % less CPU a request than two, and
+answered more of them. More than one is right where rows come from a slow disk."""
 KEYS_IN_QUERY = 500
 """A query of so many keys takes a few milliseconds; more would make those that come after it wait."""
 PROBE_SECONDS = 0.5
-"""After so long without work a connection is tried, so that one that is lost is replaced before a request needs it."""
+"""So often one idle connection is tried, so that one that is lost is replaced before a request needs it."""
 BACKOFF_CAP_SECONDS = 1.0
 
 _random = SystemRandom()
@@ -55,7 +57,8 @@ class PostgresStore:
         # By view, in the order in which their first request came; only views with requests.
         self._waiting: dict[str, list[_Waiting]] = {}
         self._waiting_requests = 0
-        self._idle: list[asyncio.Future[None]] = []
+        # Connections without work; the alarm's result is whether to try the connection without work.
+        self._idle: list[asyncio.Future[bool]] = []
         self._connecting = asyncio.Lock()
         self._connected = 0
         self._has_answered = False
@@ -77,7 +80,7 @@ class PostgresStore:
         waiting = _Waiting(key, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(view_name, []).append(waiting)
         self._waiting_requests += 1
-        self._wake(at_most=1)
+        self._wake_for_work()
         return await waiting.reading
 
     async def run(self) -> None:
@@ -99,7 +102,9 @@ class PostgresStore:
     async def _probe(self) -> None:
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            self._wake(at_most=len(self._idle))
+            if self._idle:
+                # The one that has been idle longest.
+                _ring(self._idle.pop(0), probe=True)
 
     async def _keep_connected(self) -> None:
         while True:
@@ -109,6 +114,7 @@ class PostgresStore:
                 await self._answer(session)
             except ViewkeeperError as error:
                 self._note(-1, str(error))
+                self._wake_for_work()
                 log.warning("store_connection_lost", reason=str(error))
             finally:
                 await session.close()
@@ -151,9 +157,8 @@ class PostgresStore:
         """Answer requests by one session until an error ends it."""
         while True:
             if not self._waiting:
-                await self._woken()
-            if not self._waiting:
-                await session.look_up(next(iter(self._statements)), ())
+                if await self._woken():
+                    await session.look_up(next(iter(self._statements)), ())
                 continue
             view_name, batch = self._next_batch()
             LOOKUP_KEYS.observe(len(batch))
@@ -176,16 +181,19 @@ class PostgresStore:
         self._waiting_requests -= len(batch)
         return view_name, batch
 
-    async def _woken(self) -> None:
-        alarm = asyncio.get_running_loop().create_future()
+    async def _woken(self) -> bool:
+        alarm: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._idle.append(alarm)
-        await alarm
+        return await alarm
 
-    def _wake(self, *, at_most: int) -> None:
-        for alarm in self._idle[:at_most]:
-            if not alarm.done():
-                alarm.set_result(None)
-        del self._idle[:at_most]
+    def _wake_for_work(self) -> None:
+        if self._waiting and self._idle:
+            _ring(self._idle.pop(), probe=False)
+
+
+def _ring(alarm: asyncio.Future[bool], *, probe: bool) -> None:
+    if not alarm.done():  # cancelled with its task
+        alarm.set_result(probe)
 
 
 def _refuse(waiting: Sequence[_Waiting]) -> None:

@@ -1,6 +1,7 @@
 """The API as a process of its own, beside a real Postgres, asked over HTTP."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,20 +173,26 @@ def test_head_is_get_without_the_body(client: httpx.Client) -> None:
         assert {**head.headers, "date": ""} == {**got.headers, "date": ""}
 
 
-def test_many_requests_at_once_each_get_their_own_row(client: httpx.Client, view_url: str) -> None:
+def test_requests_at_once_share_lookups_and_each_gets_its_own_row(client: httpx.Client, view_url: str) -> None:
     execute(
         view_url,
         f"INSERT INTO {TABLE} (user_id, viewkeeper_present, tweet_count) "
         "SELECT i, true, i FROM generate_series(1, 999) i",
     )
-    port = client.base_url.port
+    base_url = client.base_url
+    user_ids = list(range(1, 100)) + list(range(990, 1010))
 
     async def ask_all() -> list[tuple[int, object]]:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as many:
-            replies = await asyncio.gather(*(many.get(f"/users/{user_id}") for user_id in range(1, 1100)))
+        limits = httpx.Limits(max_connections=len(user_ids))  # no waiting among themselves
+        async with httpx.AsyncClient(base_url=base_url, timeout=30, limits=limits) as many:
+            replies = await asyncio.gather(*(many.get(f"/users/{user_id}") for user_id in user_ids))
         return [(reply.status_code, reply.json().get("tweetCount")) for reply in replies]
 
-    assert asyncio.run(ask_all()) == [(200, i) if i < 1000 else (404, None) for i in range(1, 1100)]
+    assert asyncio.run(ask_all()) == [(200, i) if i < 1000 else (404, None) for i in user_ids]
+    (keys,) = re.findall(r"viewkeeper_api_lookup_keys_sum (\d+)", client.get("/metrics").text)
+    (lookups,) = re.findall(r"viewkeeper_api_lookup_keys_count (\d+)", client.get("/metrics").text)
+    assert int(keys) == len(user_ids)
+    assert int(lookups) < len(user_ids)
 
 
 def test_metrics_count_requests_by_status_and_keys_by_lookup(client: httpx.Client) -> None:
