@@ -19,7 +19,7 @@ demo: $(INSTALLED) ## run it all on real servers; SECONDS=30, RATE=200, STORE=po
 clean-demo: $(INSTALLED) ## remove the demo's data, on servers of your own too
 	@$(BIN)/python -m compose.demo clean
 
-test: check ## check, then all tests on real Postgres and Kafka; ARGS= for pytest
+test: check ## check, then all tests on real servers; ARGS= for pytest
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report --skip-covered
 
