@@ -24,6 +24,8 @@ from runtime.stop import Stop, stop_on_signals
 log = structlog.get_logger()
 
 BACKLOG_CONNECTIONS = 1024
+CONNECTIONS = 10_000
+"""Connections served at once, idle ones too; those beyond wait in the backlog. The server's own default is 128."""
 DRAIN_SECONDS = 5.0
 """Requests that are not answered so long after the stop are cut off."""
 
@@ -36,7 +38,9 @@ class _SocketServer(Server):
     """
 
     def __init__(self, app: Starlette, listener: socket.socket) -> None:
-        super().__init__(app, interface=Interfaces.ASGINL, log_enabled=False, websockets=False)
+        super().__init__(
+            app, interface=Interfaces.ASGINL, backpressure=CONNECTIONS, websockets=False, log_enabled=False
+        )
         self._listener = listener
 
     def _init_shared_socket(self) -> None:
