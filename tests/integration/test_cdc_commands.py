@@ -1,0 +1,108 @@
+"""What a person is told by `viewkeeper-cdc` when something is wrong or missing."""
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from compose.local.postgres import PostgresServer
+from tests.daemons import Daemons
+from tests.waiting import wait_until
+
+
+def test_attach_is_idempotent_and_detach_takes_it_back(source_url: str, daemon: Daemons) -> None:
+    attach = daemon("cdc", "attach", "users", "public.tweets")
+    assert attach.wait() == 0
+    assert attach.log_text().splitlines() == ["public.users: attached", "public.tweets: attached"]
+    again = daemon("cdc", "attach", "users")
+    assert again.wait() == 0
+    assert again.log_text() == "public.users: was attached already\n"
+    detach = daemon("cdc", "detach", "users", "tweets", "likes")
+    assert detach.wait() == 0
+    assert detach.log_text().splitlines() == [
+        "public.users: detached",
+        "public.tweets: detached",
+        "public.likes: was not attached",
+    ]
+    with psycopg.connect(source_url) as session:
+        left = session.execute("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'viewkeeper%'").fetchall()
+        assert left == []
+
+
+@pytest.mark.parametrize(
+    ("definition", "complaint"),
+    [
+        ("CREATE TABLE odd (a integer)", "table public.odd has no primary key"),
+        ("CREATE TABLE odd (a numeric PRIMARY KEY)", "has key column a of type numeric; a key column is smallint"),
+        ("CREATE UNLOGGED TABLE odd (a integer PRIMARY KEY)", "table public.odd is unlogged or temporary"),
+        ("CREATE TABLE odd (a integer PRIMARY KEY) PARTITION BY LIST (a)", "table public.odd is not a plain table"),
+        ("CREATE VIEW odd AS SELECT 1 AS a", "table public.odd is not a plain table"),
+        ("CREATE TABLE even ()", "there is no table public.odd"),
+    ],
+)
+def test_a_table_that_cannot_be_captured_is_refused(
+    source_url: str, daemon: Daemons, definition: str, complaint: str
+) -> None:
+    with psycopg.connect(source_url, autocommit=True) as session:
+        session.execute(definition.encode())
+    attach = daemon("cdc", "attach", "odd")
+    assert attach.wait() == 2
+    assert complaint in attach.log_text()
+
+
+def test_attach_waits_for_a_lock_without_making_writers_wait(source_url: str, daemon: Daemons) -> None:
+    with psycopg.connect(source_url) as holder, psycopg.connect(source_url, autocommit=True) as writer:
+        holder.execute("INSERT INTO tweets VALUES (1)")
+        attach = daemon("cdc", "attach", "tweets")
+        writer.execute("SET lock_timeout = '1s'")
+        for number in range(2, 200):
+            writer.execute("INSERT INTO tweets VALUES (%s)", (number,))
+        assert attach.is_running()
+        holder.commit()
+        assert attach.wait() == 0
+
+
+def test_a_missing_setting_is_named(daemon: Daemons) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": "", "VIEWKEEPER_CDC_POLL_SECONDS": "soon"})
+    assert capture.wait() == 2
+    assert "VIEWKEEPER_SOURCE_URL is missing" in capture.log_text()
+    assert "VIEWKEEPER_CDC_POLL_SECONDS is wrong" in capture.log_text()
+
+
+def test_a_missing_migration_names_the_whole_command(postgres: PostgresServer, daemon: Daemons) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": postgres.url()})
+    assert capture.wait() == 2
+    assert "schema cdc is missing; run: alembic -c " in capture.log_text()
+    assert "alembic.ini -n source upgrade head" in capture.log_text()
+
+
+def test_a_refused_login_stops_at_once(source_url: str, daemon: Daemons) -> None:
+    stranger = source_url.replace(f"{conninfo_to_dict(source_url)['user']}@", "stranger@")
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": stranger})
+    assert capture.wait() == 2
+    assert "login refused" in capture.log_text()
+
+
+def test_an_unknown_kafka_option_is_named(daemon: Daemons) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_KAFKA_NO_SUCH_OPTION": "1"})
+    assert capture.wait() == 2
+    assert 'No such configuration property: "no.such.option"' in capture.log_text()
+
+
+def test_an_unreachable_broker_is_waited_for(daemon: Daemons) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
+    line = capture.wait_logged("retrying", timeout_seconds=30)
+    assert "Kafka 127.0.0.1:1" in line["reason"]
+    assert capture.terminate() == 0
+
+
+def test_an_unreachable_database_is_waited_for(daemon: Daemons) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": "postgresql://me@127.0.0.1:1/app"})
+    wait_until(lambda: len(capture.logged("retrying")) > 1, what="a second try")
+    assert "Postgres 127.0.0.1:1/app: cannot connect" in capture.logged("retrying")[0]["reason"]
+    assert capture.terminate() == 0
+
+
+def test_a_table_that_is_not_attached_is_named(daemon: Daemons) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_TABLES": "public.tweets"})
+    assert capture.wait() == 2
+    assert "run: viewkeeper-cdc attach public.tweets" in capture.log_text()
