@@ -1,6 +1,7 @@
 """Columns of values as Postgres array literals, built in a few calls for a whole column."""
 
 from collections.abc import Iterable
+from typing import cast
 
 from projector.definition import ColumnType
 
@@ -11,8 +12,8 @@ _NULL = "\0N"
 
 
 def array_literal(column_type: ColumnType, values: Iterable[object]) -> str:
-    """Return an array literal of the column's values, None as NULL."""
-    return plain_array(values) if column_type in _PLAIN else text_array(values)
+    """Return an array literal of the column's values as they were decoded, None as NULL."""
+    return plain_array(values) if column_type in _PLAIN else text_array(cast(Iterable[str | None], values))
 
 
 def plain_array(values: Iterable[object]) -> str:
@@ -20,10 +21,11 @@ def plain_array(values: Iterable[object]) -> str:
     return "{" + repr(list(values))[1:-1].replace("None", "NULL") + "}"
 
 
-def text_array(values: Iterable[object]) -> str:
+def text_array(values: Iterable[str | None]) -> str:
     """Return the literal of an array of texts without NUL characters."""
-    texts = [_NULL if value is None else str(value) for value in values]
+    texts = [_NULL if text is None else text for text in values]
     if not texts:
         return "{}"
-    joined = _SEPARATOR.join(texts).replace("\\", "\\\\").replace('"', '\\"').replace(_SEPARATOR, '","')
-    return ('{"' + joined + '"}').replace(f'"{_NULL}"', "NULL")
+    joined = _SEPARATOR.join(texts)
+    quoted = joined.replace("\\", "\\\\").replace('"', '\\"').replace(_SEPARATOR, '","')
+    return ('{"' + quoted + '"}').replace(f'"{_NULL}"', "NULL")

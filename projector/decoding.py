@@ -1,12 +1,12 @@
 """Reads the few fields of a record that a view needs: from the newest records of a batch to typed changes."""
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from cdc.wire import TableName, topic_name
-from projector.changes import Changes, Groups, Key, Record, RowValues
+from projector.changes import Changes, Key, Record
 from projector.definition import Column, ColumnType, View
 from projector.errors import BadRecord
 
@@ -23,6 +23,8 @@ _TYPES: dict[ColumnType, object] = {
     ],
 }
 
+T = TypeVar("T")
+
 _NUL = b"\\u0000"
 """Text in Postgres has no NUL, and JSON can only write it so."""
 
@@ -32,12 +34,12 @@ class Decoder:
 
     def __init__(self, view: View, topic_prefix: str) -> None:
         self._row_topic = topic_name(topic_prefix, TableName.parse(view.row.of))
-        self._row_key = _field_decoder("Key", [view.key_column], exactly=True, nullable=False)
-        self._row = _field_decoder("Row", list(view.value_columns))
+        self._row_key = _Fields([view.key_column], exactly=True, nullable=False)
+        self._row = _Fields(list(view.value_columns))
         self._counted = {
             topic_name(topic_prefix, table): (
                 table,
-                _field_decoder("Counted", [Column(name, view.key_column.type) for name in view.group_columns(table)]),
+                _Fields([Column(name, view.key_column.type) for name in view.group_columns(table)]),
             )
             for table in view.counted_tables
         }
@@ -55,71 +57,82 @@ class Decoder:
         changes = Changes()
         for topic, records in newest.items():
             if topic == self._row_topic:
-                changes.rows = self._rows(records)
+                keys = [key for (key,) in _read(records, self._row_key.read_keys)]
+                changes.rows = dict(zip(keys, _read(records, self._row.read_values), strict=True))
             elif topic in self._counted:
-                table, decode = self._counted[topic]
-                changes.counted[table] = _counted(records, decode)
+                table, fields = self._counted[topic]
+                source_keys = _read(records, _source_keys)
+                changes.counted[table] = dict(zip(source_keys, _read(records, fields.read_values), strict=True))
         return changes
 
-    def _rows(self, records: Mapping[bytes | None, Record]) -> dict[Key, RowValues | None]:
-        rows: dict[Key, RowValues | None] = {}
-        for raw_key, record in records.items():
-            value = record.value()
-            try:
-                (key,) = self._row_key(_demand_key(raw_key))
-                rows[key] = None if value is None else self._row(value)
-            except ValueError as error:
-                _refuse(record, error)
-        return rows
+
+class _Fields:
+    """Reads some columns, each of which must be there, from JSON objects."""
+
+    def __init__(self, columns: list[Column], *, exactly: bool = False, nullable: bool = True) -> None:
+        types = [_TYPES[column.type] for column in columns]
+        fields = [
+            (column.name, kind | None if nullable else kind)  # type: ignore[operator]  # types, known at run time only
+            for column, kind in zip(columns, types, strict=True)
+        ]
+        struct = msgspec.defstruct("Fields", fields, gc=False, forbid_unknown_fields=exactly)
+        self._decode = msgspec.json.Decoder(struct).decode
+        self._has_text = any(column.type is ColumnType.TEXT for column in columns)
+
+    def read_values(self, records: Mapping[bytes | None, Record]) -> list[Any]:
+        """Return the columns of each record's value as a tuple of their types, None for tombstones."""
+        decode, as_tuple = self._decode, msgspec.structs.astuple
+        raw = [record.value() for record in records.values()]
+        values = [None if value is None else as_tuple(decode(value)) for value in raw]
+        if self._has_text:
+            _demand_no_nul(raw, values)
+        return values
+
+    def read_keys(self, records: Mapping[bytes | None, Record]) -> list[tuple[Key, ...]]:
+        """Return the columns of each record's key."""
+        _demand_keys(records)
+        raw = [key for key in records if key is not None]
+        keys = [msgspec.structs.astuple(self._decode(key)) for key in raw]
+        if self._has_text:
+            _demand_no_nul(raw, keys)
+        return keys
 
 
-def _counted(
-    records: Mapping[bytes | None, Record], decode: Callable[[bytes], tuple[Key, ...]]
-) -> dict[str, Groups | None]:
-    changes: dict[str, Groups | None] = {}
-    for raw_key, record in records.items():
-        value = record.value()
-        try:
-            changes[_demand_key(raw_key).decode()] = None if value is None else decode(value)
-        except ValueError as error:
-            _refuse(record, error)
-    return changes
+def _source_keys(records: Mapping[bytes | None, Record]) -> list[str]:
+    _demand_keys(records)
+    keys = [key.decode() for key in records if key is not None]
+    if "\0" in "".join(keys):
+        raise ValueError("a key with a NUL character, which Postgres cannot hold")
+    return keys
 
 
-def _demand_key(raw_key: bytes | None) -> bytes:
-    if raw_key is None:
+def _demand_keys(records: Mapping[bytes | None, Record]) -> None:
+    if None in records:
         raise ValueError("it has no key: a changelog topic has one key a source row")
-    return raw_key
 
 
-def _refuse(record: Record, error: ValueError) -> NoReturn:
-    # msgspec's errors and UnicodeDecodeError are ValueErrors.
-    raise BadRecord(
+def _demand_no_nul(raw: Sequence[bytes | None], values: Sequence[tuple[object, ...] | None]) -> None:
+    for text, row in zip(raw, values, strict=True):
+        if text and row and _NUL in text and any(isinstance(part, str) and "\0" in part for part in row):
+            raise ValueError("text with a NUL character, which Postgres cannot hold")
+
+
+def _read(records: Mapping[bytes | None, Record], read: Callable[[Mapping[bytes | None, Record]], list[T]]) -> list[T]:
+    """Read all records in one go; where that fails, one by one, to name the one that cannot be read."""
+    try:
+        return read(records)
+    except ValueError:  # msgspec's errors and UnicodeDecodeError are ValueErrors
+        for key, record in records.items():
+            try:
+                read({key: record})
+            except ValueError as error:
+                raise _refusal(record, error) from error
+        raise
+
+
+def _refusal(record: Record, error: ValueError) -> BadRecord:
+    return BadRecord(
         f"topic {record.topic()} partition {record.partition()} offset {record.offset()} key {record.key()!r}: "
         f"cannot apply this record: {error}; nothing after it was applied. Is the view's definition right, "
         "and does only the capture write to this topic?"
-    ) from error
-
-
-def _field_decoder(
-    name: str, columns: list[Column], *, exactly: bool = False, nullable: bool = True
-) -> Callable[[bytes], tuple[Key, ...]]:
-    """Return a function from a JSON object to the values of `columns`, each of which must be there."""
-    types = [_TYPES[column.type] for column in columns]
-    fields = [
-        (column.name, kind | None if nullable else kind)  # type: ignore[operator]  # types, known at run time only
-        for column, kind in zip(columns, types, strict=True)
-    ]
-    struct = msgspec.defstruct(name, fields, gc=False, forbid_unknown_fields=exactly)
-    decode = msgspec.json.Decoder(struct).decode
-    as_tuple = msgspec.structs.astuple
-    if not any(column.type is ColumnType.TEXT for column in columns):
-        return lambda value: as_tuple(decode(value))
-
-    def decode_text(value: bytes) -> tuple[Key, ...]:
-        values = as_tuple(decode(value))
-        if _NUL in value and any(isinstance(part, str) and "\0" in part for part in values):
-            raise ValueError("text with a NUL character, which Postgres cannot hold")
-        return values
-
-    return decode_text
+    )

@@ -91,6 +91,7 @@ def test_times_that_postgres_knows_are_read(at: str) -> None:
         (user_information, "tweets", b'{"tweet_id":1}', b"null", "got `null`"),
         (user_information, "tweets", b'{"tweet_id":1}', b"{", "truncated"),
         (user_information, "tweets", b"\xff", b'{"user_id":1}', "utf-8"),
+        (user_information, "tweets", b'"a\0b"', b'{"user_id":1}', "NUL"),
         (user_information, "tweets", None, b'{"user_id":1}', "it has no key"),
         (user_information, "users", b'{"id":1}', USER, "unknown field `id`"),
         (user_information, "users", b'{"user_id":1,"x":1}', USER, "unknown field `x`"),
