@@ -1,20 +1,36 @@
 """How each section's migrations are run: one transaction, a version table in the section's own schema."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from alembic import context
 from psycopg import sql
-from sqlalchemy import create_engine, pool
+from sqlalchemy import Connection, create_engine, pool
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
-from runtime.errors import ConfigurationError
+from runtime.errors import ConfigurationError, ViewkeeperError
 from runtime.postgres import describe
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """On Alembic's command line end with one line and the error's exit code; a program gets the error itself."""
+    try:
+        yield
+    except ViewkeeperError as error:
+        if context.config.cmd_opts is None:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from error
 
 
 def run_migrations(url: str, *, version_schema: str) -> None:
     """Migrate the database at `url`; the version table is `version_schema.alembic_version`.
 
     Raises ConfigurationError when the database cannot be reached. Offline (`--sql`) mode is not offered, since the
-    first migration of a view reads the database that it changes.
+    first migration of a view reads the definitions and the database that it changes.
     """
     if context.is_offline_mode():
         raise ConfigurationError("alembic --sql is not supported: run the migration against the database itself")
@@ -22,13 +38,18 @@ def run_migrations(url: str, *, version_schema: str) -> None:
     try:
         connection = engine.connect()
     except OperationalError as error:
-        raise ConfigurationError(f"{describe(url)}: cannot connect: {error.orig}") from error
+        reason = " ".join(str(error.orig).split())
+        raise ConfigurationError(f"{describe(url)}: cannot connect: {reason}") from error
     with connection:
-        create_schema = sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(version_schema))
-        # The notice that the schema exists would be logged at every run.
-        connection.exec_driver_sql("SET client_min_messages = warning")
-        connection.exec_driver_sql(create_schema.as_string())
-        connection.commit()
+        _make_schema(connection, version_schema)
         context.configure(connection=connection, version_table_schema=version_schema, transaction_per_migration=False)
         with context.begin_transaction():
             context.run_migrations()
+
+
+def _make_schema(connection: Connection, schema: str) -> None:
+    # The notice that it exists would be logged at every run.
+    connection.exec_driver_sql("SET client_min_messages = warning")
+    create = sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema))
+    connection.exec_driver_sql(create.as_string())
+    connection.commit()

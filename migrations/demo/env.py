@@ -1,6 +1,7 @@
 """Runs the migrations of the demo's tables, which lie in the source database."""
 
-from migrations.environment import run_migrations
+from migrations.environment import plain_errors, run_migrations
 from runtime.settings import SourceSettings, read_settings
 
-run_migrations(read_settings(SourceSettings).source_url, version_schema="demo")
+with plain_errors():
+    run_migrations(read_settings(SourceSettings).source_url, version_schema="demo")

@@ -25,7 +25,7 @@ def table(
 
 
 def cursor(*tables: TableCursor, capture: str = "main") -> Cursor:
-    return Cursor(capture=capture, token="t", tables={table.topic: table for table in tables})  # noqa: S106
+    return Cursor(capture=capture, token="t", tables={table.topic: table for table in tables})
 
 
 def test_time_is_reached_once_every_partition_is() -> None:
