@@ -7,8 +7,8 @@ from datetime import datetime
 from psycopg import Connection, Cursor
 from psycopg.rows import class_row
 
-from projector.arrays import plain_array, text_array
 from projector.changes import Partition
+from projector.column_text import plain_array, text_array
 
 READ_OFFSETS = """
 SELECT topic, partition, topic_id, next_offset

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from psycopg import Cursor
 
-from projector.arrays import array_literal, plain_array, text_array
 from projector.changes import Changes, Groups, Key
+from projector.column_text import array_literal, copy_rows, plain_array, text_array
 from projector.definition import View
 from projector.projection import ContributionChanges, Projection, project
 from projector.statements import ContributionStatements, build_statements
@@ -39,15 +39,13 @@ class Writer:
         self, cursor: Cursor, statements: ContributionStatements, changes: ContributionChanges
     ) -> None:
         if changes.inserted:
-            cursor.execute(statements.insert, self._columns(changes.inserted))
+            with cursor.copy(statements.copy) as copy:
+                copy.write(copy_rows([changes.inserted, *_groups(changes.inserted)]))
         if changes.updated:
-            cursor.execute(statements.update, self._columns(changes.updated))
+            groups = map(self._keys, _groups(changes.updated))
+            cursor.execute(statements.update, [text_array(changes.updated), *groups])
         if changes.deleted:
             cursor.execute(statements.delete, [text_array(changes.deleted)])
-
-    def _columns(self, contributions: Mapping[str, Groups]) -> list[str]:
-        groups = zip(*contributions.values(), strict=True)
-        return [text_array(contributions), *(self._keys(column) for column in groups)]
 
     def _write_rows(self, cursor: Cursor, projection: Projection) -> None:
         counted = set[Key]().union(*projection.increments.values())
@@ -73,3 +71,7 @@ class Writer:
 
     def _keys(self, keys: Iterable[Key | None]) -> str:
         return array_literal(self._view.key_column.type, keys)
+
+
+def _groups(contributions: Mapping[str, Groups]) -> Iterable[tuple[Key | None, ...]]:
+    return zip(*contributions.values(), strict=True)
