@@ -1,7 +1,7 @@
 """Which spellings of a key are the canonical one: a resource has one address, and only that one is found."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from urllib.parse import unquote_to_bytes
 
 from projector.definition import ColumnType
@@ -43,3 +43,9 @@ def canonical_key(column_type: ColumnType, segment: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if _CANONICAL[column_type](text) else None
+
+
+def array_literal(keys: Iterable[str]) -> str:
+    """Return Postgres's literal of an array of canonical keys, whatever their type."""
+    quoted = ('"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"' for key in keys)
+    return "{" + ",".join(quoted) + "}"

@@ -11,7 +11,7 @@ from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.sql import SQL, Composed, Literal
 
-from projector.arrays import text_array
+from api.keys import array_literal
 from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
 from runtime.postgres import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailable, connect_error, describe, translated
@@ -63,7 +63,7 @@ class Session:
         Raises DatabaseUnavailable, DatabaseError or, where a right, the migration or a column is missing,
         ConfigurationError; then the session is to be closed. One look-up at a time.
         """
-        literal = text_array(keys).encode()
+        literal = array_literal(keys).encode()
         result = await self._exchange(
             view_name,
             lambda: self._pgconn.send_query_prepared(view_name.encode(), [literal], result_format=Format.BINARY),

@@ -1,6 +1,6 @@
 import pytest
 
-from api.keys import canonical_key
+from api.keys import array_literal, canonical_key
 from projector.definition import ColumnType
 
 NOT_CANONICAL = {
@@ -44,3 +44,9 @@ def test_other_spellings_are_no_key(column_type: ColumnType, segment: bytes) -> 
 )
 def test_the_canonical_spelling_is_the_key(column_type: ColumnType, segment: bytes, key: str) -> None:
     assert canonical_key(column_type, segment) == key
+
+
+def test_keys_travel_as_an_array_literal() -> None:
+    assert array_literal([]) == "{}"
+    assert array_literal(["7", "-1"]) == '{"7","-1"}'
+    assert array_literal(['a"\\{},', "", "NULL", "é"]) == '{"a\\"\\\\{},","","NULL","é"}'
