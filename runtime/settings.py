@@ -169,7 +169,7 @@ class AuditSettings(SourceSettings, ViewSettings):
     """Settings of commands that compare the view with the source."""
 
 
-class ApiSettings(HealthSettings, ViewSettings):
+class ApiSettings(ViewSettings):
     """Settings of `viewkeeper-api`."""
 
     api_host: str = Field("127.0.0.1", description="address that the API listens on")
