@@ -51,6 +51,15 @@ class Session:
         self._result: PGresult | None = None
         self._loop.add_reader(self._socket, self._on_readable)
 
+    async def configure(self) -> None:
+        """Set what the look-ups rely on, whatever the role or the database say; raises as `look_up` does.
+
+        The statement timeout is one of these settings, so nothing but our own patience bounds this exchange.
+        """
+        text = _set_config().as_bytes(self._connection)
+        with translated(self._where):
+            await self._answer_to(lambda: self._pgconn.send_query(text))
+
     async def prepare(self, view_name: str, statement: Composed) -> None:
         """Prepare a view's look-up, and look nothing up; raises as `look_up` does."""
         text = statement.as_bytes(self._connection)
@@ -78,25 +87,30 @@ class Session:
         await self._connection.close()
 
     async def _exchange(self, view_name: str, send: Callable[[], None]) -> PGresult:
-        """Send one command and return its result."""
+        """Send one command about a view and return its result."""
         with translated(self._where):
             try:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    self._reply = self._loop.create_future()
-                    send()
-                    self._flush()
-                    result = await self._reply
-                if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:
-                    raise pg.error_from_result(result)
-            except TimeoutError as error:
-                raise DatabaseUnavailable(f"{self._where}: no answer within {ANSWER_SECONDS:g} s") from error
+                return await self._answer_to(send)
             except _MISSING as error:
                 raise ConfigurationError(
                     f"{self._where}: {error.diag.message_primary}, without which the view {view_name!r} cannot be "
                     f"read; run\n{migration_command('view')}"
                 ) from error
-            finally:
-                self._reply = None
+
+    async def _answer_to(self, send: Callable[[], None]) -> PGresult:
+        """Send one command and return its result; raises psycopg's errors, DatabaseUnavailable without an answer."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                self._reply = self._loop.create_future()
+                send()
+                self._flush()
+                result = await self._reply
+        except TimeoutError as error:
+            raise DatabaseUnavailable(f"{self._where}: no answer within {ANSWER_SECONDS:g} s") from error
+        finally:
+            self._reply = None
+        if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:
+            raise pg.error_from_result(result)
         return result
 
     def _flush(self) -> None:
@@ -152,15 +166,13 @@ async def open_session(url: str, statements: Mapping[str, Composed]) -> Session:
         )
     except psycopg.OperationalError as error:
         raise connect_error(error, where) from error
-    session: Session | None = None
+    session = Session(connection)
     try:
-        with translated(where):
-            await connection.execute(_set_config())
-        session = Session(connection)
+        await session.configure()
         for view_name, statement in statements.items():
             await session.prepare(view_name, statement)
     except BaseException:
-        await (session or connection).close()
+        await session.close()
         raise
     return session
 

@@ -1,12 +1,14 @@
 """The API when its database, its port or its operator gets in the way."""
 
+import asyncio
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -14,12 +16,14 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from api.session import ANSWER_SECONDS
+from api.session import ANSWER_SECONDS, open_session
 from api.store import QUERIES_IN_FLIGHT
 from compose.local.postgres import postgres as run_postgres
 from compose.local.process import free_port
 from projector.tables import SCHEMA, view_table_name
+from runtime.postgres import DatabaseUnavailable
 from tests.daemons import ROOT, Daemon, Daemons, daemons_in
 from tests.waiting import wait_until
 from views.user_information import user_information
@@ -143,6 +147,50 @@ def test_a_server_that_says_nothing_is_given_up(api: Daemons, view_url: str) -> 
         finally:
             for pid in backends:
                 os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def silent_after_login(server_url: str) -> Iterator[str]:
+    """Lead to a server by a link that breaks, without a word, before the client's first statement."""
+    address = conninfo_to_dict(server_url)
+    ending = threading.Event()
+
+    def carry_login(client: socket.socket) -> None:
+        with client, socket.create_connection((str(address["host"]), int(str(address["port"])))) as server:
+            threading.Thread(target=carry_replies, args=(server, client)).start()
+            while (message := client.recv(65536)) and message[:1] not in {b"Q", b"P"}:
+                server.sendall(message)
+            ending.wait()
+            server.shutdown(socket.SHUT_RDWR)
+
+    def carry_replies(server: socket.socket, client: socket.socket) -> None:
+        with suppress(OSError):  # the client gave up
+            while reply := server.recv(65536):
+                client.sendall(reply)
+
+    def accept() -> None:
+        with suppress(OSError):  # the listener was shut down
+            while True:
+                threading.Thread(target=carry_login, args=(listener.accept()[0],)).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield make_conninfo(server_url, host="127.0.0.1", port=listener.getsockname()[1])
+        finally:
+            ending.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+
+
+def test_a_server_that_says_nothing_after_the_login_is_given_up_on_time(view_url: str) -> None:
+    with silent_after_login(view_url) as url:
+        started = time.monotonic()
+        with pytest.raises(DatabaseUnavailable, match=r"no answer within 1\.5 s"):
+            asyncio.run(open_session(url, {}))
+
+        assert time.monotonic() - started < ANSWER_SECONDS + 1.0
 
 
 def test_a_lookup_that_takes_too_long_is_503(api: Daemons, view_url: str) -> None:
