@@ -159,6 +159,7 @@ async def open_session(url: str, statements: Mapping[str, Composed]) -> Session:
             url,
             autocommit=True,
             application_name="viewkeeper-api",
+            client_encoding="UTF8",  # keys are sent so, whatever PGCLIENTENCODING, the role or the database say
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             keepalives_idle=10,
             keepalives_interval=5,

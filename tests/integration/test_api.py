@@ -257,3 +257,20 @@ def test_any_view_is_served_whatever_its_key_and_columns(api: Daemons, view_url:
         assert client.get(f"/by/id/{identity.upper()}").status_code == 404
         assert client.get("/by/3").json() == {"code": code}
         assert client.get("/by/code/null").status_code == 404
+
+
+def test_text_is_utf8_whatever_the_environment_and_the_database_say(
+    api: Daemons, view_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    columns = "(code text PRIMARY KEY, id uuid, price numeric, sold boolean, at timestamptz, pieces integer)"
+    execute(view_url, f"CREATE TABLE by_code {columns}")
+    execute(view_url, "CREATE VIEW by_id AS SELECT * FROM by_code; CREATE VIEW by_pieces AS SELECT * FROM by_code")
+    execute(view_url, "INSERT INTO by_code (code, pieces) VALUES ('café', 1), ('東京', 2)")
+    database = view_url.rpartition("/")[2]
+    execute(view_url, f"ALTER DATABASE {database} SET client_encoding = 'LATIN1'")
+
+    settings = {"VIEWKEEPER_VIEWS": str(tmp_path / "shop.py"), "PGCLIENTENCODING": "LATIN1"}
+    with client_of(api("api", "run", settings=settings)) as client:
+        assert client.get("/by/code/" + quote("café")).json()["code"] == "café"
+        assert client.get("/by/2").json() == {"code": "東京"}
