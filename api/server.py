@@ -91,7 +91,8 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
     try:
         await asyncio.wait({keeping, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
-            raise ApiError("api: the HTTP server ended by itself")
+            error = serving.exception()
+            raise ApiError(f"api: the HTTP server ended by itself: {error!r}; start the api again") from error
         await _drain(server, serving)
         if keeping.done():
             keeping.result()
