@@ -19,8 +19,8 @@ from runtime.postgres import describe
 log = structlog.get_logger()
 
 QUERIES_IN_FLIGHT = 1
-"""One at a time answers all who wait: in a closed loop of 32 it took 10 to 20 % less CPU a request than two, and
-answered more of them. More than one is right where rows come from a slow disk."""
+"""While one is under way the next requests gather, so that one query at a time answers all who wait; each further one
+splits them into smaller queries. More than one may be right where rows come from a slow disk: nobody measured that."""
 KEYS_IN_QUERY = 500
 """A query of so many keys takes a few milliseconds; more would make those that come after it wait."""
 PROBE_SECONDS = 0.5
