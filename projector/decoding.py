@@ -17,9 +17,12 @@ _TYPES: dict[ColumnType, object] = {
     ColumnType.BOOLEAN: bool,
     ColumnType.TEXT: str,
     ColumnType.UUID: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")],
+    # ISO 8601, and outside of years 1 to 9999 Postgres's own text: 0044-03-15 00:00:00+00 BC.
     ColumnType.TIMESTAMPTZ: Annotated[
         str,
-        msgspec.Meta(pattern=r"^(-?infinity|\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)( BC)?)$"),
+        msgspec.Meta(
+            pattern=r"^(-?infinity|\d{4,6}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d(:\d\d){0,2})?( BC)?)$"
+        ),
     ],
 }
 

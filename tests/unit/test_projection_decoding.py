@@ -74,7 +74,16 @@ def test_numbers_and_times_stay_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "at", ["-infinity", "0044-03-15T00:00:00.000000Z BC", "12026-01-01T00:00:00.000000Z", "2026-01-01T00:00:00Z"]
+    "at",
+    [
+        "-infinity",
+        "0044-03-15T00:00:00.000000Z BC",
+        "12026-01-01T00:00:00.000000Z",
+        "2026-01-01T00:00:00Z",
+        "0044-03-15 00:00:00+00 BC",
+        "12026-01-01 00:00:00.5+00",
+        "0001-12-31 19:03:58-04:56:02 BC",
+    ],
 )
 def test_times_that_postgres_knows_are_read(at: str) -> None:
     changes = decode(TYPED, "things", json.dumps({"id": ID}).encode(), {**THING, "at": at})
