@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from cdc import metrics
 from cdc.change import Page
 from cdc.cursor import Cursor
+from cdc.cursors import read_cursors
 from cdc.errors import CaptureError
 from cdc.lease import Lease
 from cdc.progress import begun, chunked, polled
@@ -49,6 +50,7 @@ class Capture:
         admin: AdminClient,
         cursors: Mapping[str, Cursor],
         health: Health,
+        stop: Stop,
     ) -> None:
         self._settings = settings
         self._source = source
@@ -56,7 +58,7 @@ class Capture:
         self._publisher = publisher
         self._admin = admin
         self._health = health
-        self._others = {name: cursor for name, cursor in cursors.items() if name != settings.cdc_name}
+        self._stop = stop
         self._tables: tuple[CapturedTable, ...] = ()
         self._saved_at = float("-inf")
         self.cursor = cursors.get(settings.cdc_name) or Cursor(capture=settings.cdc_name, token="", tables={})
@@ -71,7 +73,7 @@ class Capture:
         self.cursor = replace(self.cursor, tables=kept)
         self._tables = tuple(wanted)
 
-    def turn(self, stop: Stop) -> bool:
+    def turn(self) -> bool:
         """Publish one round and, while a snapshot is incomplete, one chunk; return whether more is waiting."""
         began = time.monotonic()
         previous = {
@@ -83,10 +85,9 @@ class Capture:
             self._check_history(round_.tokens)
             for page in self._pages(round_, previous):
                 self._publisher.publish(page)
-                if self._publisher.records >= self._settings.cdc_chunk_rows:
-                    self._publisher.commit(self._flush, None)
+                self._commit_part(self._settings.cdc_chunk_rows)
                 self._alive()
-                if stop.requested:
+                if self._stop.requested:
                     self._publisher.abort()
                     return False
         fresh = [table for table in round_.tables if table.name not in previous]
@@ -113,14 +114,10 @@ class Capture:
 
     def _take_up(self, table: CapturedTable) -> None:
         topic = self._topic(table)
-        for name, cursor in self._others.items():
-            if any(entry.topic == topic for entry in cursor.tables.values()):
-                raise CaptureError(
-                    f"topic {topic} is written by capture {name}: detach {table.name} from one of the two"
-                )
         count = ensure_topic(
             self._admin, self._settings, topic, partitions=self._settings.topic_partitions, config=CHANGELOG_CONFIG
         )
+        ends = end_offsets(self._admin, topic, count, isolation=IsolationLevel.READ_UNCOMMITTED)
         entry = self.cursor.tables.get(str(table.name))
         if entry is not None and entry.attachment == table.attachment and entry.topic == topic:
             if len(entry.next_offsets) != count:
@@ -128,9 +125,14 @@ class Capture:
                     f"topic {topic} has {count} partitions, and had {len(entry.next_offsets)}: keys would change their "
                     f"partition; {_START_ANEW.format(table=table.name)}"
                 )
+            if any(end < known for end, known in zip(ends, entry.next_offsets, strict=True)):
+                raise CaptureError(
+                    f"topic {topic} holds less than was published to it: it was deleted and made anew, or Kafka lost "
+                    f"records; {_START_ANEW.format(table=table.name)}"
+                )
             self._publisher.know(topic, entry.next_offsets)
             return
-        ends = end_offsets(self._admin, topic, count, isolation=IsolationLevel.READ_UNCOMMITTED)
+        self._demand_sole_writer(table, topic)
         if any(ends):
             raise CaptureError(
                 f"topic {topic} has records, but the cursor knows nothing of this attachment of {table.name}: rows "
@@ -139,16 +141,27 @@ class Capture:
         self.cursor.tables.pop(str(table.name), None)
         self._publisher.know(topic, ends)
 
+    def _demand_sole_writer(self, table: CapturedTable, topic: str) -> None:
+        # Read again: another capture may have begun with this table since this session did.
+        for name, cursor in read_cursors(self._admin, self._settings, self._stop).items():
+            if name != self.cursor.capture and any(entry.topic == topic for entry in cursor.tables.values()):
+                raise CaptureError(f"topic {topic} is written by capture {name}: detach {table.name} from one of them")
+
     def _check_history(self, tokens: tuple[str, str]) -> None:
         if self.cursor.token and self.cursor.token not in tokens:
             raise CaptureError(
                 "the source has another history than the cursor: its mark is not the one that the newest cursor was "
-                "published after, so the database was restored, or promoted with loss, or Kafka was set back; delete "
-                f"the capture's topics and {self._settings.topic_prefix}.cursor, and start again with a new snapshot"
+                "published after. Either the database was restored or promoted with loss, or Kafka was set back, or "
+                f"another database is captured under the same name, {self.cursor.capture}. In the last case give one "
+                "of them another VIEWKEEPER_CDC_NAME and VIEWKEEPER_TOPIC_PREFIX; else begin anew under another "
+                "VIEWKEEPER_TOPIC_PREFIX, and rebuild the views from there"
             )
 
     def _pages(self, round_: Round, previous: Snapshots) -> Iterator[Page]:
         for found in round_.found:
+            if found.truncated or found.records > self._settings.cdc_chunk_rows:
+                # Its first page can take minutes, and a Kafka transaction must not stay open for so long.
+                self._commit_part(1)
             yield from self._source.pages(round_, found, previous)
             if found.truncated:
                 yield from self._swept(round_, found)
@@ -160,6 +173,11 @@ class Capture:
         log.info("ghost_sweep", table=str(found.table.name), reason="TRUNCATE")
         for keys in living_keys(self._settings, topic, known, batch_keys=self._settings.cdc_chunk_rows):
             yield self._source.images(round_, found.table, keys)
+
+    def _commit_part(self, least_records: int) -> None:
+        """Commit a part of the round, without a cursor, if so many records are in the open Kafka transaction."""
+        if self._publisher.records >= least_records:
+            self._publisher.commit(self._flush, None)
 
     def _save_round(self, round_: Round, fresh: Sequence[CapturedTable]) -> None:
         def moved(token: str) -> Cursor:
@@ -221,7 +239,7 @@ class Capture:
         self._publisher.commit(flush, record)
         self.cursor = saved[0]
         self._saved_at = time.monotonic()
-        metrics.ROUNDS.inc()
+        metrics.CURSORS.inc()
         for name, entry in self.cursor.tables.items():
             if entry.watermark is not None:
                 metrics.WATERMARK.labels(name).set(entry.watermark.time.timestamp())
@@ -230,7 +248,7 @@ class Capture:
         return self._lease.flush(published=self.cursor.token)
 
     def _alive(self) -> None:
-        self._lease.renew()
+        self._lease.progress()
         self._health.beat()
 
     def _topic(self, table: CapturedTable) -> str:

@@ -8,7 +8,7 @@ import psycopg
 
 from cdc.attachment import attach, detach
 from cdc.daemon import run_session
-from cdc.tables import check_migrated
+from cdc.tables import check_source
 from cdc.triggers import SESSION
 from cdc.wire import TableName
 from runtime.cli import run_command, settings_epilog, start
@@ -59,7 +59,7 @@ def _source() -> Iterator[tuple[CaptureSettings, psycopg.Connection, str]]:
     where = describe(settings.source_url)
     with closing(connect(settings.source_url, name="viewkeeper-cdc", settings=SESSION)) as connection:
         with translated(where):
-            check_migrated(connection, where)
+            check_source(connection, where)
         yield settings, connection, where
 
 

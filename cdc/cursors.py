@@ -1,5 +1,7 @@
 """The cursor topic, read back before anything else is read or published."""
 
+import time
+
 from confluent_kafka import OFFSET_BEGINNING, IsolationLevel, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -9,12 +11,14 @@ from cdc.wire import cursor_topic_name
 from runtime.errors import RetryableError
 from runtime.kafka import consumer, kafka_error
 from runtime.settings import KafkaSettings
+from runtime.stop import Stop
 
 READ_BACK_SECONDS = 90.0
 """Longer than a transaction lives, since another capture's open one hides what lies behind it."""
+_POLL_SECONDS = 0.5
 
 
-def read_cursors(client: AdminClient, settings: KafkaSettings) -> dict[str, Cursor]:
+def read_cursors(client: AdminClient, settings: KafkaSettings, stop: Stop) -> dict[str, Cursor]:
     """Return the newest committed cursor of every capture, by its name.
 
     Reads, read committed, past the end that a read-uncommitted look gives: with another capture's transaction open,
@@ -28,10 +32,13 @@ def read_cursors(client: AdminClient, settings: KafkaSettings) -> dict[str, Curs
     try:
         reader.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         position = 0
+        deadline = time.monotonic() + READ_BACK_SECONDS
         while position < end:
-            message = reader.poll(READ_BACK_SECONDS)
-            if message is None:
+            message = reader.poll(_POLL_SECONDS)
+            if stop.requested or time.monotonic() > deadline:
                 raise RetryableError(f"{topic}: could not read up to offset {end} in {READ_BACK_SECONDS:.0f} s")
+            if message is None:
+                continue
             failure = message.error()
             if failure is not None and failure.code() != KafkaError._PARTITION_EOF:
                 raise kafka_error(failure, topic)

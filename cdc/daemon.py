@@ -9,10 +9,11 @@ import structlog
 from cdc import metrics
 from cdc.capture import Capture
 from cdc.cursors import read_cursors
+from cdc.errors import CatalogChanged
 from cdc.lease import Lease
 from cdc.pruning import prune
 from cdc.publisher import Publisher
-from cdc.tables import CapturedTable, captured_tables, check_migrated, selected
+from cdc.tables import CapturedTable, captured_tables, check_source, selected
 from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import SESSION, TriggerSource
 from cdc.wire import cursor_topic_name
@@ -20,7 +21,7 @@ from runtime.errors import RetryableError
 from runtime.health import Health
 from runtime.kafka import admin, check_reachable, producer
 from runtime.kafka import translated as kafka_translated
-from runtime.postgres import connect, describe, translated
+from runtime.postgres import ObjectMissing, connect, describe, translated
 from runtime.settings import CdcSettings
 from runtime.stop import Stop
 
@@ -41,7 +42,7 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
         closing(connect(settings.source_url, name=f"{name} mark", settings=SESSION)) as marking,
     ):
         with translated(where):
-            check_migrated(marking, where)
+            check_source(marking, where)
         lease = Lease(marking, settings.cdc_name, where=where, lease_seconds=settings.cdc_lease_seconds)
 
         def waiting() -> None:
@@ -52,7 +53,11 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
             return
         try:
             metrics.LEADER.set(1)
-            _lead(settings, stop, health, reading, marking, lease)
+            with lease.kept(health.beat):
+                _lead(settings, stop, health, reading, marking, lease)
+        except ObjectMissing as error:
+            # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
+            raise CatalogChanged(str(error)) from error
         finally:
             metrics.LEADER.set(0)
             # Without the connection there is nothing to release: the lease runs out.
@@ -73,7 +78,7 @@ def _lead(
     client = admin(settings, name="viewkeeper-cdc-admin")
     check_reachable(client, settings)
     ensure_topic(client, settings, cursor_topic_name(settings.topic_prefix), partitions=1, config=CURSOR_CONFIG)
-    transactional_id = f"{settings.topic_prefix}-{settings.cdc_name}"
+    transactional_id = f"{settings.topic_prefix}.{settings.cdc_name}"
     sender = producer(settings, transactional_id=transactional_id, name="viewkeeper-cdc")
     with kafka_translated("Kafka, init of transactions"):
         sender.init_transactions(_INIT_SECONDS)
@@ -83,8 +88,9 @@ def _lead(
         lease=lease,
         publisher=Publisher(sender, prefix=settings.topic_prefix, capture=settings.cdc_name),
         admin=client,
-        cursors=read_cursors(client, settings),
+        cursors=read_cursors(client, settings, stop),
         health=health,
+        stop=stop,
     )
     looked_at = pruned_at = float("-inf")
     tables: tuple[CapturedTable, ...] = ()
@@ -92,7 +98,7 @@ def _lead(
         began = time.monotonic()
         if began - looked_at >= LOOK_SECONDS:
             tables, looked_at = _look(settings, marking, capture, where), began
-        more = capture.turn(stop)
+        more = capture.turn()
         if began - pruned_at >= PRUNE_SECONDS:
             _prune(marking, capture, tables, where)
             pruned_at = began

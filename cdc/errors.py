@@ -1,10 +1,14 @@
 """The errors of the capture."""
 
-from runtime.errors import ViewkeeperError
+from runtime.errors import RetryableError, ViewkeeperError
 
 
 class CaptureError(ViewkeeperError):
     """The capture cannot go on without an operator; the message says what to do."""
+
+
+class CatalogChanged(RetryableError):  # noqa: N818 - the state, as the log reads it
+    """A captured table was altered, detached or replaced while it was read: look at the catalog again."""
 
 
 class WireError(CaptureError):

@@ -1,19 +1,23 @@
 """The lease, which makes one process the leader of a capture, and the mark, which proves what was flushed."""
 
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 import structlog
 
-from runtime.errors import RetryableError
+from runtime.errors import RetryableError, ViewkeeperError
 from runtime.postgres import translated
 from runtime.stop import Stop
 
 log = structlog.get_logger()
 
 RENEW_SECONDS = 1.0
+BUSY_SECONDS = 600.0
+"""One statement over a very large change log takes minutes; a leader that is silent for longer is taken to hang."""
 
 _REGISTER = "INSERT INTO cdc.capture (name) VALUES (%(capture)s) ON CONFLICT DO NOTHING"
 _STATE = "SELECT leader, beat FROM cdc.capture WHERE name = %(capture)s"
@@ -46,7 +50,8 @@ class Lease:
         self._where = where
         self._lease_seconds = lease_seconds
         self._leader = f"{connection.info.backend_pid}-{secrets.token_hex(8)}"
-        self._renewed_at = time.monotonic()
+        self._progress_at = time.monotonic()
+        self._lost: ViewkeeperError | None = None
 
     def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
         """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
@@ -68,10 +73,37 @@ class Lease:
             stop.wait(min(self._lease_seconds / 5, RENEW_SECONDS))
         return False
 
-    def renew(self) -> None:
-        """Show progress, at most once a second; raise LeadershipLost if the lease is another's."""
-        if time.monotonic() - self._renewed_at >= RENEW_SECONDS:
-            self._update(_RENEW, {})
+    @contextmanager
+    def kept(self, beat: Callable[[], None]) -> Iterator[None]:
+        """Renew the lease each second from a thread while the body leads, so that a long statement looks alive.
+
+        Calls `beat` each time. Stops when the body has shown no progress for BUSY_SECONDS.
+        """
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(RENEW_SECONDS) and time.monotonic() - self._progress_at < BUSY_SECONDS:
+                try:
+                    self._update(_RENEW, {})
+                except ViewkeeperError as error:
+                    self._lost = error
+                    return
+                beat()
+
+        self._progress_at = time.monotonic()
+        thread = threading.Thread(target=keep, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def progress(self) -> None:
+        """Note that the leader's loop goes on; raise what kept the lease from being renewed, LeadershipLost mostly."""
+        self._progress_at = time.monotonic()
+        if self._lost is not None:
+            raise self._lost
 
     def flush(self, *, published: str) -> str:
         """Commit a new token to the mark, and with it flush all WAL up to the last snapshot; return the token.
@@ -100,9 +132,7 @@ class Lease:
     def _take(self, previous: str | None, beat: int) -> bool:
         values = {"capture": self._capture, "leader": self._leader, "previous": previous, "beat": beat}
         with translated(self._where):
-            taken = self._connection.execute(_TAKE, values).rowcount == 1
-        self._renewed_at = time.monotonic()
-        return taken
+            return self._connection.execute(_TAKE, values).rowcount == 1
 
     def _update(self, statement: str, values: dict[str, str]) -> None:
         values = {"capture": self._capture, "leader": self._leader, **values}
@@ -110,4 +140,3 @@ class Lease:
             updated = self._connection.execute(statement, values).rowcount
         if updated != 1:
             raise LeadershipLost(f"capture {self._capture}: another process took over the lease")
-        self._renewed_at = time.monotonic()

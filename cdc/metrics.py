@@ -5,7 +5,9 @@ from prometheus_client import Counter, Gauge, Histogram
 CHANGES_PUBLISHED = Counter(
     "viewkeeper_cdc_changes_published_total", "Changes handed to Kafka, repeated ones too.", ["table"]
 )
-ROUNDS = Counter("viewkeeper_cdc_rounds_total", "Rounds whose cursor Kafka has committed.")
+CURSORS = Counter(
+    "viewkeeper_cdc_cursors_total", "Cursors that Kafka has committed: of rounds, snapshot chunks and heartbeats."
+)
 ROUND_SECONDS = Histogram(
     "viewkeeper_cdc_round_seconds",
     "From the start of a round that found changes to its commit in Kafka.",

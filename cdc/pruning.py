@@ -18,7 +18,11 @@ _SWITCH = "UPDATE cdc.captured_table SET active_part = 1 - active_part WHERE id 
 _PRUNED = "UPDATE cdc.captured_table SET pruned_snapshot = %(snapshot)s WHERE id = %(attachment)s"
 # Waiting in the lock's queue would make writers and polls wait behind us.
 _LOCK = "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT"
-_UNPUBLISHED = "SELECT EXISTS (SELECT FROM {} WHERE NOT pg_catalog.pg_visible_in_snapshot(xid, {}))"
+# The poll's own condition, which the index on xid answers: writers wait while this runs.
+_UNPUBLISHED = """
+SELECT EXISTS (SELECT FROM {log} WHERE xid >= pg_catalog.pg_snapshot_xmax({snapshot})
+               OR xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip({snapshot}))))
+"""
 _TRUNCATE = "TRUNCATE {}"
 
 
@@ -52,8 +56,8 @@ def _empty(connection: psycopg.Connection, table: CapturedTable, part: int, publ
     try:
         with translated(f"{table.name}: change log"), connection.transaction():
             connection.execute(SQL(_LOCK).format(name))
-            unpublished = connection.execute(SQL(_UNPUBLISHED).format(name, Literal(published_snapshot))).fetchone()
-            if unpublished == (False,):
+            check = SQL(_UNPUBLISHED).format(log=name, snapshot=Literal(published_snapshot))
+            if connection.execute(check).fetchone() == (False,):
                 values = {"attachment": table.attachment, "snapshot": published_snapshot}
                 connection.execute(_PRUNED, values)
                 connection.execute(SQL(_TRUNCATE).format(name))

@@ -31,7 +31,7 @@ class Publisher:
         self._capture = capture
         self._cursor_topic = cursor_topic_name(prefix)
         self._next_offsets: dict[str, list[int]] = {}
-        self._failure: KafkaError | None = None
+        self._failure: Exception | None = None
         self._open = False
         self.records = 0
 
@@ -109,11 +109,17 @@ class Publisher:
         if self._producer.flush(_COMMIT_SECONDS) and self._failure is None:
             raise kafka_error(KafkaError(KafkaError._TIMED_OUT), "Kafka, delivery")
         if self._failure is not None:
-            raise kafka_error(self._failure, "Kafka, delivery")
+            raise self._failure
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._failure = self._failure or error
+            key, value = message.key(), message.value()
+            self._failure = self._failure or _refused(
+                error,
+                str(message.topic()),
+                key if isinstance(key, bytes) else b"",
+                value if isinstance(value, bytes) else None,
+            )
             return
         next_offsets = self._next_offsets.get(message.topic())  # type: ignore[arg-type] # set once delivered
         if next_offsets is not None:

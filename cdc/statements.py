@@ -42,32 +42,37 @@ def lock(tables: Iterable[CapturedTable]) -> Composed:
 
 HEAD = """
 SELECT pg_catalog.transaction_timestamp(), pg_catalog.pg_current_snapshot()::text,
-       c.pending_token, c.published_token, pg_catalog.pg_is_in_recovery()
+       c.pending_token, c.published_token
 FROM cdc.capture c WHERE c.name = %(capture)s
 """
 """Fixes the reading transaction's snapshot, and selects when it began, before that; the snapshot's text; the two tokens
-of the mark; whether this is a standby."""
+of the mark."""
 
 
 def probe(tables: Sequence[CapturedTable], *, most_records: int) -> Composed:
     """Select what was logged since each table's previous snapshot, parameter `snapshot_<i>` of table i.
 
-    One row a table: its number i; how many records, counted up to one more than `most_records`; whether a TRUNCATE is
-    among them; their distinct keys as an array literal a key column. A table with more records than `most_records`
-    is read by `key_pages` instead.
+    One row a table: its number i; whether its name belongs to another table by now; how many records, counted up to
+    one more than `most_records`; whether a TRUNCATE is among all of them; their distinct keys as an array literal a key
+    column. A table with more records than `most_records` is read by `key_pages` instead.
     """
     selects = []
     for number, table in enumerate(tables):
         names = log_columns(table)
+        records = _records(table, SQL("%(snapshot_{})s").format(SQL(str(number))))
         select = SQL("""
             (WITH records AS MATERIALIZED ({records} LIMIT {limit})
-             SELECT {number}, (SELECT count(*) FROM records), EXISTS (SELECT FROM records WHERE k1 IS NULL),
+             SELECT {number}, {identity} IS DISTINCT FROM {oid}, (SELECT count(*) FROM records),
+                    EXISTS (SELECT FROM ({all_records}) AS unlimited WHERE k1 IS NULL),
                     (SELECT ARRAY[{arrays}]
                      FROM (SELECT DISTINCT {names} FROM records WHERE k1 IS NOT NULL) AS changed))
         """)
         selects.append(
             select.format(
-                records=_records(table, SQL("%(snapshot_{})s").format(SQL(str(number)))),
+                records=records,
+                all_records=records,
+                identity=SQL("to_regclass({})::oid").format(Literal(table_identifier(table).as_string())),
+                oid=Literal(table.oid),
                 limit=Literal(most_records + 1),
                 number=Literal(number),
                 arrays=_array_literals(names),
@@ -102,7 +107,7 @@ def images(table: CapturedTable) -> Composed:
         SQL("r.{} = changed.{}").format(_column(column), name) for name, column in zip(names, table.key, strict=True)
     ]
     return SQL("""
-        SELECT {key}, CASE WHEN r.{first} IS NOT NULL THEN row_to_json(r)::text END
+        SELECT {key}, CASE WHEN r.{first} IS NOT NULL THEN row_to_json(r.*)::text END
         FROM unnest({arrays}) AS changed({names})
         LEFT JOIN (SELECT {values} FROM {table} AS t) AS r ON {joined}
     """).format(
@@ -118,9 +123,10 @@ def images(table: CapturedTable) -> Composed:
 
 def chunk_end(table: CapturedTable, *, chunk_rows: int, resumed: bool) -> Composed:
     """Select, as text, the key of the last row of the next chunk; no row if less than a chunk is left."""
-    keys = SQL(", ").join(_column(column) for column in table.key)
-    texts = SQL(", ").join(SQL("{}::text").format(_column(column)) for column in table.key)
-    return SQL("SELECT {texts} FROM {table} {after} ORDER BY {keys} OFFSET {skipped} LIMIT 1").format(
+    # Qualified: a bare name would order by the output column of that name, which is text.
+    keys = SQL(", ").join(SQL("t.{}").format(_column(column)) for column in table.key)
+    texts = SQL(", ").join(SQL("t.{}::text").format(_column(column)) for column in table.key)
+    return SQL("SELECT {texts} FROM {table} AS t {after} ORDER BY {keys} OFFSET {skipped} LIMIT 1").format(
         texts=texts,
         table=table_identifier(table),
         after=SQL("WHERE {}").format(_beyond(table, ">", "after")) if resumed else SQL(""),
@@ -138,7 +144,7 @@ def chunk(table: CapturedTable, *, resumed: bool, bounded: bool) -> Composed:
         bounds.append(_beyond(table, "<=", "end"))
     # row_to_json of a subquery in FROM costs half of what it costs in the select list.
     return SQL("""
-        SELECT {key}, row_to_json(r)::text FROM (SELECT {values} FROM {table} AS t {where}) AS r
+        SELECT {key}, row_to_json(r.*)::text FROM (SELECT {values} FROM {table} AS t {where}) AS r
     """).format(
         key=_json_object([_json_field(column, SQL("r.{}").format(_column(column))) for column in table.key]),
         values=_wire_values(table.columns),

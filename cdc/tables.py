@@ -12,18 +12,23 @@ from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
 
 TABLES_SQL = """
-SELECT t.id AS attachment, t.table_schema AS schema, t.table_name AS name, t.key_columns,
-       t.active_part, c.oid IS NOT NULL AS exists,
+SELECT t.id AS attachment, t.table_oid AS oid, t.table_schema AS schema, t.table_name AS name, t.key_columns,
+       c.oid IS NOT NULL AS exists,
        coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_names,
-       -- A domain is written as the type that it is made from.
-       coalesce(array_agg(pg_catalog.format_type(coalesce(nullif(d.typbasetype, 0), d.oid), NULL) ORDER BY a.attnum)
+       coalesce(array_agg(pg_catalog.format_type(base.oid, NULL) ORDER BY a.attnum)
                 FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_types
 FROM cdc.captured_table t
 LEFT JOIN pg_catalog.pg_class c
        ON c.oid = t.table_oid AND c.relname = t.table_name AND c.relnamespace = (
            SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.table_schema)
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-LEFT JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+-- A domain is written as the type that it is made from, over however many domains.
+LEFT JOIN LATERAL (
+    WITH RECURSIVE made_from AS (
+        SELECT y.oid, y.typbasetype FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid
+        UNION ALL
+        SELECT y.oid, y.typbasetype FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.typbasetype)
+    SELECT m.oid FROM made_from m WHERE m.typbasetype = 0) AS base ON true
 WHERE t.capture = %(capture)s
 GROUP BY t.id, c.oid
 ORDER BY t.id
@@ -43,19 +48,19 @@ class CapturedTable:
     """A captured table as it is now. `attachment` numbers its change log and is never used again."""
 
     attachment: int
+    oid: int
     name: TableName
     key: tuple[Column, ...]
     columns: tuple[Column, ...]
-    active_part: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
     attachment: int
+    oid: int
     schema: str
     name: str
     key_columns: list[str]
-    active_part: int
     exists: bool
     column_names: list[str]
     column_types: list[str]
@@ -72,7 +77,7 @@ class _Record:
                 "delete its topic, and attach it anew"
             )
         key = tuple(types[column] for column in self.key_columns)
-        return CapturedTable(self.attachment, name, key, columns, self.active_part)
+        return CapturedTable(self.attachment, self.oid, name, key, columns)
 
 
 def captured_tables(connection: psycopg.Connection, capture: str) -> tuple[CapturedTable, ...]:
@@ -96,8 +101,13 @@ def selected(tables: Sequence[CapturedTable], wanted: str) -> tuple[CapturedTabl
     return tuple(table for table in tables if not names or table.name in names)
 
 
-def check_migrated(connection: psycopg.Connection, where: str) -> None:
-    """Raise ConfigurationError with the command to run unless the capture's objects are in this database."""
-    row = connection.execute("SELECT to_regprocedure('cdc.attach(text, regclass)')").fetchone()
-    if row is None or row[0] is None:
+def check_source(connection: psycopg.Connection, where: str) -> None:
+    """Raise CaptureError for a standby, ConfigurationError with the command to run if the migration is missing."""
+    row = connection.execute("SELECT pg_is_in_recovery(), to_regprocedure('cdc.attach(text, regclass)')").fetchone()
+    if row is not None and row[0]:
+        raise CaptureError(
+            f"{where} is a standby, where xids of the primary may yet be lost; "
+            "point VIEWKEEPER_SOURCE_URL at the primary"
+        )
+    if row is None or row[1] is None:
         raise ConfigurationError(f"{where}: schema cdc is missing; run: {migration_command('source')}")

@@ -27,7 +27,9 @@ def ensure_topic(
     Raises CaptureError if a topic is there whose policy is not `compact` alone.
     """
     where = f"topic {topic}"
-    if _created(client, settings, topic, partitions, config):
+    with translated(where):
+        known = client.list_topics(timeout=REQUEST_SECONDS).topics
+    if topic not in known and _created(client, settings, topic, partitions, config):
         _wait_for_leaders(client, topic, partitions)
         log.info("topic_created", topic=topic, partitions=partitions)
     with translated(where):

@@ -15,7 +15,7 @@ from psycopg.types.string import ByteaBinaryLoader
 
 from cdc import statements
 from cdc.change import KeyAndRow, Op, Page
-from cdc.errors import CaptureError
+from cdc.errors import CaptureError, CatalogChanged
 from cdc.tables import CapturedTable
 from cdc.wire import TableName
 from runtime.postgres import LockNotAvailable, translated
@@ -35,6 +35,12 @@ SESSION = {
     "synchronous_commit": "on",
     # Nothing of ours stands long in a lock's queue, since writers would queue behind it.
     "lock_timeout": "50ms",
+    # A round may be long, but a leader that was lost in one must not hold its locks for long.
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "120s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
     "jit": "off",
 }
 """Settings of every session that reads the source or writes the mark."""
@@ -197,25 +203,23 @@ class TriggerSource:
     def _end(self) -> None:
         # After a lost connection there is nothing to end.
         if not self._connection.closed:
-            self._connection.execute("ROLLBACK")
+            # Not ROLLBACK, after which psycopg drops its prepared statements and every poll would plan anew.
+            self._connection.execute("COMMIT")
 
     def _head(self, tables: tuple[CapturedTable, ...]) -> Round:
         row = self._connection.execute(statements.HEAD, {"capture": self._capture}, prepare=True).fetchone()
         if row is None:
             raise CaptureError(f"{self._where}: capture {self._capture} has no row in cdc.capture: migrated down?")
-        time, snapshot, pending, published, standby = row
-        if standby:
-            raise CaptureError(
-                f"{self._where} is a standby, where xids of the primary may yet be lost; "
-                "point VIEWKEEPER_SOURCE_URL at the primary"
-            )
+        time, snapshot, pending, published = row
         return Round(time=time, snapshot=snapshot, tokens=(pending, published), tables=tables)
 
     def _probe(self, tables: Sequence[CapturedTable], previous: Snapshots) -> Iterator[Found]:
         sql = self._render((*tables, "probe"), lambda: statements.probe(tables, most_records=self._page_rows))
         values = {f"snapshot_{number}": previous[table.name] for number, table in enumerate(tables)}
-        for number, records, truncated, keys in self._connection.execute(sql, values, prepare=True):
-            if records:
+        for number, replaced, records, truncated, keys in self._connection.execute(sql, values, prepare=True):
+            if replaced:
+                raise CatalogChanged(f"{tables[number].name}: another table has its name now")
+            if records or truncated:
                 yield Found(tables[number], records, truncated, keys)
 
     def _rows(self, statement: bytes, values: Mapping[str, object]) -> Sequence[KeyAndRow]:

@@ -11,14 +11,8 @@ from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
 
 CONNECT_TIMEOUT_SECONDS = 5
 
-_PASSING_FATALS = (
-    "starting up",
-    "shutting down",
-    "recovery",
-    "too many",
-    "remaining connection slots",
-    "terminating connection",
-)
+# libpq gives no SQLSTATE for a failed connect. What is not in this list is waited for, with the server's line logged.
+_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "permission denied", "not permitted")
 
 
 class DatabaseUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
@@ -31,6 +25,10 @@ class LockNotAvailable(RetryableError):  # noqa: N818 - Postgres's own name
 
 class DatabaseError(ViewkeeperError):
     """The database refused a statement."""
+
+
+class ObjectMissing(DatabaseError):  # noqa: N818 - the state, as the log reads it
+    """A table, a column or a function that a statement names is not there."""
 
 
 def connect(
@@ -49,6 +47,8 @@ def connect(
             keepalives_idle=10,
             keepalives_interval=5,
             keepalives_count=3,
+            # Keepalives do not run while sent data is not acknowledged.
+            tcp_user_timeout=25_000,
             autocommit=True,
         )
     except psycopg.OperationalError as error:
@@ -67,11 +67,21 @@ def describe(url: str) -> str:
 
 
 def connect_error(error: psycopg.OperationalError, where: str) -> ViewkeeperError:
-    """Translate a failed connect: libpq gives no SQLSTATE here, only the server's line."""
+    """Translate a failed connect by the server's line."""
     line = " ".join(str(error).split())
-    if "FATAL" in line and not any(text in line for text in _PASSING_FATALS):
+    if "FATAL" in line and any(text in line for text in _REFUSALS):
         return ConfigurationError(f"{where}: login refused: {line}; check the URL's user, password and database")
     return DatabaseUnavailable(f"{where}: cannot connect: {line}")
+
+
+_PASSING = (
+    pg.SerializationFailure,
+    pg.DeadlockDetected,
+    pg.QueryCanceled,
+    # Psycopg takes these for a program's error: our session was idle for too long, or the server became a standby.
+    pg.IdleInTransactionSessionTimeout,
+    pg.ReadOnlySqlTransaction,
+)
 
 
 @contextmanager
@@ -81,7 +91,9 @@ def translated(where: str) -> Iterator[None]:
         yield
     except pg.LockNotAvailable as error:
         raise LockNotAvailable(f"{where}: {_line(error)}") from error
-    except (pg.SerializationFailure, pg.DeadlockDetected, pg.QueryCanceled) as error:
+    except (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedFunction, pg.InvalidSchemaName) as error:
+        raise ObjectMissing(f"{where}: {_line(error)}") from error
+    except _PASSING as error:
         raise DatabaseUnavailable(f"{where}: {_line(error)}") from error
     except pg.InsufficientPrivilege as error:
         raise ConfigurationError(f"{where}: {_line(error)}; grant the role that right") from error

@@ -36,9 +36,10 @@ def stop_on_signals() -> Iterator[Stop]:
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.request()
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        # In a thread: the main thread, which runs this, may be inside the event's wait and hold its lock.
+        threading.Thread(target=stop.request, name="stop").start()
 
     for number in _SIGNALS:
         signal.signal(number, on_signal)

@@ -8,6 +8,7 @@ from typing import Any, LiteralString, cast
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from cdc.attachment import attach
 from cdc.wire import TableName
@@ -130,7 +131,7 @@ def test_changes_made_while_it_was_down_are_published(source: Source, daemon: Da
 def test_killed_in_its_first_snapshot_it_goes_on_where_it_was(source: Source, daemon: Daemons) -> None:
     source.run(insert_tweets(1, 20_000))
     source.attach("tweets")
-    capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "100"})
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "20"})
     topic = f"{source.prefix}.public.tweets"
 
     def resumed_after() -> tuple[str, ...] | None:
@@ -271,6 +272,80 @@ def _log_bytes(source: Source, part: int) -> object:
     return source.value(
         "SELECT pg_relation_size(format('cdc.log_%%s_%%s', id, %s)::regclass) FROM cdc.captured_table", part
     )
+
+
+def test_a_truncate_behind_more_changes_than_a_page_is_seen(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    settings = {"VIEWKEEPER_CDC_CHUNK_ROWS": "100"}
+    capture = daemon("cdc", "run", settings=settings)
+    source.run(insert_tweets(1, 50))
+    source.wait_published("tweets")
+    capture.terminate()
+    source.run(insert_tweets(1001, 2000), "TRUNCATE tweets", insert_tweets(3001, 3010))
+    daemon("cdc", "run", settings=settings)
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+
+
+def test_snapshot_chunks_follow_the_keys_order_not_that_of_their_text(source: Source, daemon: Daemons) -> None:
+    source.run(insert_tweets(1, 1000))
+    source.attach("tweets")
+    daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "100"})
+    source.wait_published("tweets")
+    headers = [header for record in source.topic("tweets").records for header in record.headers() or []]
+    chunks = {value for name, value in headers if name == "__source_ts_ms"}
+    assert len(chunks) == 10
+    source.assert_topic_equals_table("tweets", "tweet_id")
+
+
+def test_a_topic_that_was_deleted_under_its_cursor_is_noticed(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.run(insert_tweets(1, 50))
+    source.wait_published("tweets")
+    capture.terminate()
+    topic = f"{source.prefix}.public.tweets"
+    client = AdminClient({"bootstrap.servers": source.bootstrap_servers})
+    client.delete_topics([topic])[topic].result()
+    wait_until(lambda: topic not in client.list_topics(timeout=10).topics, what="the topic's end")
+    second = daemon("cdc", "run")
+    assert second.wait() == 1
+    assert "holds less than was published to it" in second.log_text()
+
+
+def test_tables_come_and_go_while_it_runs(source: Source, daemon: Daemons) -> None:
+    source.attach("users", "tweets")
+    daemon("cdc", "run")
+    source.wait_published("users", "tweets")
+    source.run("SELECT cdc.detach('viewkeeper', 'public', 'users')", insert_tweets(1, 10))
+    source.wait_published("tweets")
+    source.run("INSERT INTO likes VALUES (1, 1, 1, now())")
+    source.attach("likes")
+    source.run("INSERT INTO likes VALUES (2, 2, 2, now())")
+    source.wait_published("tweets", "likes")
+    source.assert_topic_equals_table("likes", "like_id")
+    source.run(
+        "ALTER TABLE likes ADD COLUMN note text DEFAULT 'new', DROP COLUMN tweet_id", "UPDATE likes SET note = 'x'"
+    )
+    source.wait_published("tweets", "likes")
+    source.assert_topic_equals_table("likes", "like_id")
+
+
+def test_odd_names_and_keys(source: Source, daemon: Daemons) -> None:
+    source.run(
+        'CREATE TABLE odd ("r" text, "t" integer, "Key %s ""1""" text, included text, '
+        'PRIMARY KEY ("Key %s ""1""", t) INCLUDE (included))',
+        "INSERT INTO odd VALUES ('r', 1, E'é \\\\ \\' {},\"\n', NULL), (NULL, 2, '', 'x')",
+    )
+    source.attach("odd")
+    daemon("cdc", "run")
+    source.wait_published("odd")
+    source.run("UPDATE odd SET r = 'changed', included = 'y'", "INSERT INTO odd VALUES (NULL, -3, 'NULL', NULL)")
+    source.wait_published("odd")
+    rows = source.connection.execute("SELECT * FROM odd").fetchall()
+    expected = {(row[2], row[1]): row for row in rows}
+    found = {tuple(json.loads(key).values()): tuple(row.values()) for key, row in source.topic("odd").rows().items()}
+    assert found == expected
 
 
 def test_the_cursor_is_written_each_second_on_an_idle_system(source: Source, daemon: Daemons) -> None:

@@ -29,6 +29,7 @@ from compose.local.postgres import postgres as run_postgres
 from runtime.kafka import admin
 from runtime.postgres import connect
 from runtime.settings import CdcSettings, read_settings
+from runtime.stop import Stop
 from tests.changelog import read_changelog
 from tests.daemons import ROOT, Daemons
 from tests.waiting import wait_until
@@ -108,7 +109,7 @@ def test_c8_the_cursor_is_read_past_another_captures_open_transaction(
     other.flush()
     _commit_cursor(ours, topic, "ours", token="new")
     with ThreadPoolExecutor(1) as executor:
-        read = executor.submit(read_cursors, client, settings)
+        read = executor.submit(read_cursors, client, settings, Stop())
         assert _still_waits(read.done)
         other.commit_transaction()
         cursors = read.result()

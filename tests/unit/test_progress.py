@@ -9,8 +9,8 @@ from cdc.wire import TableName
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 KEY = (Column("user_id", "bigint"),)
-USERS = CapturedTable(1, TableName("public", "users"), KEY, KEY, active_part=0)
-TWEETS = CapturedTable(2, TableName("public", "tweets"), KEY, KEY, active_part=0)
+USERS = CapturedTable(1, 16384, TableName("public", "users"), KEY, KEY)
+TWEETS = CapturedTable(2, 16385, TableName("public", "tweets"), KEY, KEY)
 
 
 def offsets(_topic: str) -> tuple[int, ...]:

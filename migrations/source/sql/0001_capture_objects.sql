@@ -19,7 +19,7 @@ CREATE TABLE cdc.captured_table (
     key_columns name[] NOT NULL,
     -- The part of the change log that writers fill now; the other one is emptied once its rows are published.
     active_part smallint NOT NULL DEFAULT 0 CHECK (active_part IN (0, 1)),
-    -- The snapshot up to which the log was emptied: an older cursor has missed changes.
+    -- The snapshot up to which the log was emptied, for whoever has to find out what an older cursor has missed.
     pruned_snapshot pg_snapshot,
     UNIQUE (capture, table_schema, table_name)
 ) WITH (fillfactor = 50);
@@ -39,7 +39,8 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
                           'varchar or uuid, with a deterministic collation',
                           a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod))
             FROM pg_catalog.pg_index i
-            JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+            JOIN pg_catalog.pg_attribute a
+              ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::smallint[])[0:i.indnkeyatts - 1])
             LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
             WHERE i.indrelid = c.oid AND i.indisprimary
               AND (a.atttypid NOT IN ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype,
@@ -87,7 +88,8 @@ BEGIN
     FROM pg_catalog.pg_index i,
          LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY k(attnum, place)
          JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
-    WHERE i.indrelid = target AND i.indisprimary AND a.attrelid = target;
+    -- Columns that the index only includes come after those of the key.
+    WHERE i.indrelid = target AND i.indisprimary AND a.attrelid = target AND k.place <= i.indnkeyatts;
 
     INSERT INTO cdc.capture (name) VALUES (capture_name) ON CONFLICT DO NOTHING;
     INSERT INTO cdc.captured_table (capture, table_oid, table_schema, table_name, key_columns)
@@ -103,6 +105,7 @@ BEGIN
         EXECUTE format('CREATE TABLE cdc.log_%s_%s (xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(), %s)',
                        attached, part, log_columns);
         EXECUTE format('CREATE INDEX ON cdc.log_%s_%s (xid)', attached, part);
+        EXECUTE format('CREATE INDEX ON cdc.log_%s_%s (xid) WHERE k1 IS NULL', attached, part);
     END LOOP;
 
     PERFORM cdc.create_log_trigger(attached, target, 'insert', log_names,
@@ -117,7 +120,8 @@ END
 $$;
 
 -- One statement-level trigger with a function of its own. The function runs as its owner with a fixed search path,
--- so that writers need no rights on the log; ENABLE ALWAYS fires it for replicated changes, too.
+-- so that writers need no rights on the log. ENABLE ALWAYS fires it under session_replication_role = replica, too; rows
+-- that logical replication applies fire no statement-level trigger at all.
 CREATE FUNCTION cdc.create_log_trigger(attached integer, target regclass, operation text, log_names text, keys text)
 RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
