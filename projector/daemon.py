@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from cdc.wire import cursor_topic_name
 from projector.consumer import CLIENT_NAME, Batch, ChangelogConsumer, open_consumer
 from projector.definition import View
-from projector.kept import KeptView, apply_batch, start_offsets
+from projector.kept import KeptView, apply_batch, check, resume, start_offsets
 from projector.metrics import AS_OF_SECONDS, BATCH_SECONDS, BATCHES, LAG_RECORDS, RECORDS_APPLIED
 from projector.registry import active_versions
 from projector.topics import Topic, describe_topics
@@ -63,11 +63,10 @@ class Projector:
             ]
             check_reachable(self._admin, self._settings)
             names = sorted(_topic_names(kept))
-            topics = self._wait_for_topics(names)
+            self._wait_for_topics(names)
             if self._stop.requested:
                 return
-            for view in kept:
-                view.resume(connection, topics)
+            resume(connection, kept, lambda: self._describe(names))
             with open_consumer(
                 self._settings,
                 group=group_name(self._settings, self._views),
@@ -78,7 +77,7 @@ class Projector:
                 self._keep(connection, consumer, kept)
 
     def _keep(self, connection: Connection, consumer: ChangelogConsumer, kept: Sequence[KeptView]) -> None:
-        idle, measure, check = Every(IDLE_WRITE_SECONDS), Every(MEASURE_SECONDS), Every(TOPICS_CHECK_SECONDS)
+        idle, measure, topics = Every(IDLE_WRITE_SECONDS), Every(MEASURE_SECONDS), Every(TOPICS_CHECK_SECONDS)
         while not self._stop.requested:
             batch = consumer.next_batch(self._settings.projector_batch_records, timeout_seconds=POLL_SECONDS)
             self._health.beat()
@@ -88,14 +87,13 @@ class Projector:
                 self._health.ready("caught up")
             if measure.due():
                 _measure(consumer, kept)
-            if check.due():
+            if topics.due():
                 self._check_topics(connection, kept)
         self._health.not_ready("stopping")
 
-    def _wait_for_topics(self, names: Sequence[str]) -> dict[str, Topic]:
+    def _wait_for_topics(self, names: Sequence[str]) -> None:
         say = Every(SAY_AGAIN_SECONDS)
-        topics = self._describe(names)
-        while missing := sorted(set(names).difference(topics)):
+        while missing := sorted(set(names).difference(self._describe(names))):
             if say.due():
                 log.warning(
                     "waiting_for_topics",
@@ -107,17 +105,12 @@ class Projector:
             self._health.beat()
             if self._stop.wait(TOPICS_POLL_SECONDS):
                 break
-            topics = self._describe(names)
-        return topics
 
     def _check_topics(self, connection: Connection, kept: Sequence[KeptView]) -> None:
         try:
-            topics = self._describe(sorted(_topic_names(kept)))
+            check(connection, kept, lambda: self._describe(sorted(_topic_names(kept))))
         except BrokerUnavailable as error:
             log.warning("topics_not_checked", reason=str(error))
-            return
-        for view in kept:
-            view.check(connection, topics)
 
     def _describe(self, names: Sequence[str]) -> dict[str, Topic]:
         return describe_topics(self._admin, names, where=f"Kafka {self._settings.kafka_bootstrap_servers}")

@@ -1,6 +1,6 @@
 """One version of a view as this instance keeps it, and the transaction that moves its rows, offsets and as-of."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from projector.changes import Changes, Partition, Record
 from projector.consumer import Batch
 from projector.decoding import Decoder
 from projector.errors import BadRecord
-from projector.offsets import Offsets
+from projector.offsets import Offsets, StoredOffset
 from projector.registry import ViewVersion
 from projector.topics import Topic, first_offsets
 from projector.watermarks import Candidate, Watermarks
@@ -63,18 +63,22 @@ class KeptView:
         """The stored next offsets, as this instance last read or wrote them."""
         return self._stored
 
-    def resume(self, connection: Connection, topics: Mapping[str, Topic]) -> None:
-        """Compare the stored offsets with the topics as they are, and begin the new ones.
+    def stored_offsets(self, connection: Connection) -> list[StoredOffset]:
+        """Read the stored offsets, with the identities of their topics."""
+        return self._offsets.read(connection)
 
-        Raises LostHistory when the view cannot go on from what is stored.
-        """
+    def begin(self, connection: Connection, stored: Sequence[StoredOffset], topics: Mapping[str, Topic]) -> None:
+        """Store first offsets of topics that have none among `stored`; raise LostHistory as `check` does."""
         with connection.transaction():
-            self._offsets.add(connection, first_offsets(self._own(topics), self._offsets.read(connection)))
+            self._offsets.add(connection, self.check(stored, topics))
         self.read_stored(connection)
 
-    def check(self, connection: Connection, topics: Mapping[str, Topic]) -> None:
-        """Raise LostHistory when a topic is not the one that was read, or has more partitions."""
-        first_offsets(self._own(topics), self._offsets.read(connection))
+    def check(self, stored: Sequence[StoredOffset], topics: Mapping[str, Topic]) -> list[StoredOffset]:
+        """Return first offsets of topics that have none stored.
+
+        Raises LostHistory when a topic is not the one that was read, or has more partitions.
+        """
+        return first_offsets({name: topic for name, topic in topics.items() if name in self.topics}, stored)
 
     def read_stored(self, connection: Connection) -> None:
         """Read the stored offsets again, after another instance may have moved them."""
@@ -131,9 +135,6 @@ class KeptView:
             self._offsets.store(cursor, {self._cursor_place: candidate.cursor_offset})
         return candidate
 
-    def _own(self, topics: Mapping[str, Topic]) -> dict[str, Topic]:
-        return {name: topic for name, topic in topics.items() if name in self.topics}
-
     def _unread(self, batch: Batch) -> Mapping[str, Mapping[bytes | None, Record]]:
         """Leave out what this version has applied already, where another one that is kept beside it is behind."""
         ahead = {place for place, start in batch.started.items() if self._stored.get(place, start) > start}
@@ -147,6 +148,26 @@ class KeptView:
             }
             for topic, records in batch.newest.items()
         }
+
+
+def resume(connection: Connection, views: Sequence[KeptView], describe: Callable[[], Mapping[str, Topic]]) -> None:
+    """Compare the stored offsets of all views with the topics as `describe` gives them, and begin the new ones.
+
+    Raises LostHistory when a view cannot go on from what is stored.
+    """
+    # The offsets first: ends only grow, but another instance may store offsets beyond the ends that were described.
+    stored = [view.stored_offsets(connection) for view in views]
+    topics = describe()
+    for view, offsets in zip(views, stored, strict=True):
+        view.begin(connection, offsets, topics)
+
+
+def check(connection: Connection, views: Sequence[KeptView], describe: Callable[[], Mapping[str, Topic]]) -> None:
+    """Compare as `resume` does, and change nothing."""
+    stored = [view.stored_offsets(connection) for view in views]
+    topics = describe()
+    for view, offsets in zip(views, stored, strict=True):
+        view.check(offsets, topics)
 
 
 def start_offsets(connection: Connection, views: Iterable[KeptView]) -> dict[Partition, int]:

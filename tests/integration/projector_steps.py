@@ -12,7 +12,7 @@ from cdc.wire import cursor_topic_name
 from projector.consumer import Batch, ChangelogConsumer, open_consumer
 from projector.daemon import SESSION_SETTINGS
 from projector.definition import View
-from projector.kept import KeptView, apply_batch, start_offsets
+from projector.kept import KeptView, apply_batch, resume, start_offsets
 from projector.registry import active_versions
 from projector.topics import Topic, describe_topics
 from runtime.kafka import admin
@@ -89,8 +89,7 @@ def projector_steps(
         def describe() -> dict[str, Topic]:
             return describe_topics(client, names, where="the test's broker")
 
-        for view in kept:
-            view.resume(connection, describe())
+        resume(connection, kept, describe)
         with open_consumer(
             settings,
             group=group or f"{settings.topic_prefix}-{uuid4().hex[:8]}",

@@ -8,7 +8,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from compose.local.kafka import KafkaBroker
 from projector.changes import Changes, Groups
-from projector.kept import apply_batch
+from projector.kept import apply_batch, check, resume
+from projector.topics import Topic
 from projector.writer import Writer
 from runtime.kafka import LostHistory
 from tests.integration.changelog import Changelog, user
@@ -91,7 +92,7 @@ def test_topic_made_again_stops_the_projector(steps: Steps, changelog: Changelog
     ):
         pytest.fail("it has started")
     with pytest.raises(LostHistory, match="deleted and made again"):
-        steps.kept[0].check(steps.connection, steps.describe())
+        check(steps.connection, steps.kept, steps.describe)
 
 
 def test_offset_beyond_the_end_stops_the_projector(
@@ -107,6 +108,27 @@ def test_offset_beyond_the_end_stops_the_projector(
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
+
+
+def test_instance_that_stores_meanwhile_is_no_loss(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    """Another instance goes on, right after the ends were described."""
+    number = 0
+    with projector_steps(projector_settings(settings_env)) as other:
+
+        def describe() -> dict[str, Topic]:
+            nonlocal number
+            topics = steps.describe()
+            number += 1
+            with changelog.transaction():
+                changelog.tweet(number, 1)
+            other.catch_up()
+            return topics
+
+        check(steps.connection, steps.kept, describe)
+        resume(steps.connection, steps.kept, describe)
+    assert sum(stored_offsets(view_url).values()) >= number > 0
 
 
 def test_offset_that_goes_out_of_range_while_running_is_not_reset(
