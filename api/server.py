@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import resource
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import granian.net
@@ -26,6 +28,8 @@ log = structlog.get_logger()
 BACKLOG_CONNECTIONS = 1024
 CONNECTIONS = 10_000
 """Connections served at once, idle ones too; those beyond wait in the backlog. The server's own default is 128."""
+OTHER_FILES = 100
+"""Open files beside the connections, with room: the store's, the log's, the loop's."""
 DRAIN_SECONDS = 5.0
 """Requests that are not answered so long after the stop are cut off."""
 
@@ -37,9 +41,9 @@ class _SocketServer(Server):
     say which port 0 became.
     """
 
-    def __init__(self, app: Starlette, listener: socket.socket) -> None:
+    def __init__(self, app: Starlette, listener: socket.socket, connections: int) -> None:
         super().__init__(
-            app, interface=Interfaces.ASGINL, backpressure=CONNECTIONS, websockets=False, log_enabled=False
+            app, interface=Interfaces.ASGINL, backpressure=connections, websockets=False, log_enabled=False
         )
         self._listener = listener
 
@@ -81,7 +85,7 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
     def ready() -> tuple[bool, str]:
         return (False, "stopping") if stop.requested else store.ready()
 
-    server = _SocketServer(application(views, store, ready=ready), listener)
+    server = _SocketServer(application(views, store, ready=ready), listener, _affordable_connections())
     keeping = asyncio.create_task(store.run())
     serving = asyncio.create_task(server.serve())
     stopping = asyncio.create_task(asyncio.to_thread(stop.event.wait))
@@ -102,6 +106,32 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
         keeping.cancel()
         await asyncio.gather(keeping, serving, stopping, return_exceptions=True)
     log.info("api_stopped")
+
+
+def _affordable_connections() -> int:
+    """Return how many connections can be served at once, after raising the limit of open files for them if need be.
+
+    Where the hard limit is lower than that, the server accepts fewer: else it would leave no file for the store's
+    connection. The backlog stays as long, since connections that wait in it are no open files yet. Granian 2.8 raises
+    the soft limit too, when it is imported, but promises nothing of the kind.
+    """
+    wanted = CONNECTIONS + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # some systems allow less than their hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return CONNECTIONS
+    connections = max(soft - OTHER_FILES, soft // 2)
+    log.warning(
+        "connections_limited",
+        connections=connections,
+        open_files=soft,
+        advice=f"raise the hard limit of open files to {wanted} to serve {CONNECTIONS} connections at once",
+    )
+    return connections
 
 
 async def _drain(server: Server, serving: asyncio.Task[None]) -> None:

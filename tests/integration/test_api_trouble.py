@@ -4,11 +4,13 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -21,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from api.session import ANSWER_SECONDS, open_session
 from api.store import QUERIES_IN_FLIGHT
 from compose.local.postgres import postgres as run_postgres
-from compose.local.process import free_port
+from compose.local.process import death_prefix, free_port
 from projector.tables import SCHEMA, view_table_name
 from runtime.postgres import DatabaseUnavailable
 from tests.daemons import ROOT, Daemon, Daemons, daemons_in
@@ -246,6 +248,37 @@ def test_sigterm_answers_the_requests_in_hand(api: Daemons, view_url: str) -> No
 
         assert request.result().status_code == 200
         assert daemon.wait() == 0
+
+
+def test_with_few_files_it_keeps_some_for_its_store(tmp_path: Path, view_url: str) -> None:
+    add_user_1(view_url)
+    limit = ["prlimit", "--nofile=150:150", *death_prefix(signal.SIGKILL)]
+    log_path = tmp_path / "api.log"
+    with log_path.open("wb") as log, ExitStack() as idle:
+        process = subprocess.Popen(
+            [*limit, sys.executable, "-m", "api.cli", "run"],
+            cwd=ROOT,
+            env={**os.environ, **settings_of(view_url)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        idle.callback(process.wait)
+        idle.callback(process.kill)
+        daemon = Daemon("api", process, log_path)
+        with ready_client(daemon) as client:
+            connections = daemon.wait_logged("connections_limited")["connections"]
+            address = ("127.0.0.1", client.base_url.port or 0)
+            for _ in range(150):
+                idle.enter_context(socket.create_connection(address))
+            files = Path(f"/proc/{daemon.pid}/fd")
+            wait_until(lambda: len(list(files.iterdir())) > connections, what="idle connections to be accepted")
+            with psycopg.connect(view_url, autocommit=True) as session:
+                for pid in api_backends(view_url):
+                    session.execute("SELECT pg_terminate_backend(%s)", (pid,))
+
+            assert wait_status(client, "/users/1", 200) < HEAL_SECONDS
+    assert connections == 75
+    assert len(daemon.logged("connections_limited")) == 1
 
 
 def takes_connections(port: int) -> bool:
