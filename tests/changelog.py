@@ -25,7 +25,11 @@ class Changelog:
 
 
 def read_changelog(bootstrap_servers: str, topic: str) -> Changelog:
-    """Read a topic up to its read-committed end; `next_offsets` holds each partition's last data offset plus one."""
+    """Read a topic up to the read-committed end that it has now.
+
+    `next_offsets` holds each partition's last data offset plus one. A topic that is written all the time has no
+    moment at which its end is announced, so its end is asked for first.
+    """
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -39,16 +43,20 @@ def read_changelog(bootstrap_servers: str, topic: str) -> Changelog:
     try:
         partitions = consumer.list_topics(topic, timeout=READ_SECONDS).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-        unread = set(partitions)
+        ends = {number: _end(consumer, topic, number) for number in partitions}
+        unread = {number for number, end in ends.items() if end > 0}
         while unread:
             message = consumer.poll(READ_SECONDS)
             assert message is not None, f"{topic}: partitions {unread} did not end within {READ_SECONDS} s"
-            error = message.error()
+            error, number, offset = message.error(), message.partition(), message.offset()
+            assert number is not None
+            assert offset is not None
             if error is None:
                 _take(found, message)
             else:
                 assert error.code() == KafkaError._PARTITION_EOF, error
-                unread.discard(message.partition())
+            if error is not None or offset + 1 >= ends[number]:
+                unread.discard(number)
     finally:
         consumer.close()
     return found
@@ -58,6 +66,12 @@ def read_cursor(bootstrap_servers: str, prefix: str, capture: str = "viewkeeper"
     """Read a capture's newest committed cursor, if there is one."""
     value = read_changelog(bootstrap_servers, f"{prefix}.cursor").values.get(capture.encode())
     return decode_cursor(value, where="cursor topic") if value is not None else None
+
+
+def _end(consumer: Consumer, topic: str, number: int) -> int:
+    watermarks = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=READ_SECONDS)
+    assert watermarks is not None
+    return watermarks[1]
 
 
 def _take(found: Changelog, message: Message) -> None:

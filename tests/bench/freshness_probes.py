@@ -15,7 +15,7 @@ PROBERS = 2
 FIRST_PROBE_ID = 9_000_000_000
 """Above every id that a workload makes. A probe's user comes after the workload has read which users there are, and
 goes before another one does, so that nobody else changes or deletes it."""
-ASK_AGAIN_SECONDS = 0.002
+ASK_AGAIN_SECONDS = 0.005
 PAUSE_SECONDS = 0.1
 GIVE_UP_SECONDS = 30.0
 
