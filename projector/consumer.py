@@ -19,6 +19,9 @@ CLIENT_NAME = "viewkeeper-projector"
 LINGER_SECONDS = 0.004
 """After the first record, how long to wait for what belongs with it: the partitions of one transaction arrive apart."""
 
+NOT_OURS = 2**63
+"""The position in a partition that is not assigned: no offset has reached it."""
+
 OPTIONS = {
     # A killed instance's partitions are given away after so long; a paused one changes nothing when it wakes.
     "session.timeout.ms": 6_000,
@@ -68,9 +71,12 @@ class ChangelogConsumer:
             messages = self._client.consume(1, timeout=timeout_seconds)
             if messages and max_records > 1:
                 assignments = self._assignments
-                more = self._client.consume(max_records - 1, timeout=LINGER_SECONDS)
-                # Partitions were given anew in between: they start at their stored offsets, the first comes again.
-                messages = messages + more if assignments == self._assignments else more
+                messages += self._client.consume(max_records - 1, timeout=LINGER_SECONDS)
+                if assignments != self._assignments:
+                    # Nobody knows which of these were read before the partitions were given anew, nor whether what
+                    # lies between them is still to come: none is applied, all come again from the stored offsets.
+                    messages = []
+                    self.rewind()
         return self._batch(cast(Sequence[Record], messages))
 
     def rewind(self) -> None:
@@ -99,8 +105,12 @@ class ChangelogConsumer:
             if event is not None:
                 self._note_event(record, event)
                 continue
-            topic = record.topic()
-            positions[topic, record.partition()] = record.offset() + 1
+            topic, offset = record.topic(), record.offset()
+            place = topic, record.partition()
+            # None of a partition that is not this instance's, and none twice.
+            if offset < positions.get(place, NOT_OURS):
+                continue
+            positions[place] = offset + 1
             if topic == self._cursor_topic:
                 batch.cursors.append(record)
                 continue
@@ -118,8 +128,9 @@ class ChangelogConsumer:
             raise kafka_error(event, f"{self._where}, topic {record.topic()}")
         # The position at the end: past markers and aborted records, which are never handed out.
         place = record.topic(), record.partition()
-        self._positions[place] = max(self._positions.get(place, 0), record.offset())
-        self._at_end.add(place)
+        if record.offset() >= self._positions.get(place, NOT_OURS):
+            self._positions[place] = record.offset()
+            self._at_end.add(place)
 
     def _assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         start_at = self._start_at()

@@ -1,19 +1,24 @@
 """Exactly once: stored offsets decide what is applied, and history that is lost is noticed (P1, P2, P6)."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from compose.local.kafka import KafkaBroker
 from projector.changes import Changes, Groups
-from projector.kept import apply_batch, check, resume
+from projector.consumer import ChangelogConsumer
+from projector.kept import apply_batch, check, resume, start_offsets
 from projector.topics import Topic
 from projector.writer import Writer
 from runtime.kafka import LostHistory
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps, counts, physical, projector_settings, projector_steps, shown
+from tests.waiting import wait_until
 from views.user_information import user_information
 
 
@@ -171,6 +176,71 @@ def test_added_partitions_stop_the_projector(
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
+
+
+class RebalancedWhileLingering(Consumer):
+    """A consumer whose partitions are taken away, and perhaps given back, while it waits for a second record."""
+
+    given_back: bool | None = None
+    has_record = False
+    on_assign: Callable[[Consumer, list[TopicPartition]], None]
+    on_revoke: Callable[[Consumer, list[TopicPartition]], None]
+
+    def subscribe(self, topics: list[str], **callbacks: Any) -> None:  # type: ignore[override]  # one of its forms
+        self.on_assign, self.on_revoke = callbacks["on_assign"], callbacks["on_revoke"]
+        super().subscribe(topics, **callbacks)
+
+    def consume(self, num_messages: int = 1, timeout: float = -1) -> list[Message]:
+        if self.given_back is None:
+            return super().consume(num_messages, timeout)
+        if num_messages == 1:
+            found = super().consume(1, timeout)
+            self.has_record = any(message.error() is None for message in found)
+            return found
+        if not self.has_record:
+            return []
+        messages = super().consume(num_messages, 2.0)
+        held = self.assignment()
+        self.on_revoke(self, held)
+        if self.given_back:
+            self.on_assign(self, held)
+        self.given_back = None
+        return messages
+
+
+@pytest.mark.parametrize("given_back", [False, True])
+def test_rebalance_within_a_batch_loses_no_record(
+    given_back: bool, steps: Steps, changelog: Changelog, kafka: KafkaBroker, view_url: str
+) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        for number in range(30):
+            changelog.tweet(number, 1)
+    settings = {"bootstrap.servers": kafka.bootstrap_servers, "group.id": f"{changelog.prefix}-rebalanced"}
+    client = RebalancedWhileLingering(
+        {**settings, "isolation.level": "read_committed", "enable.auto.commit": False, "enable.partition.eof": True}
+    )
+    consumer = ChangelogConsumer(
+        client,
+        cursor_topic=f"{changelog.prefix}.cursor",
+        start_at=lambda: start_offsets(steps.connection, steps.kept),
+        where="the test's broker",
+    )
+    consumer.subscribe(sorted(steps.kept[0].topics))
+    client.given_back = given_back
+    try:
+
+        def rebalanced() -> bool:
+            batch = consumer.next_batch(1000, timeout_seconds=0.5)
+            assert apply_batch(steps.connection, steps.kept, batch)
+            return client.given_back is None
+
+        wait_until(rebalanced, what="the rebalance")
+    finally:
+        client.close()
+    steps.consumer.rewind()
+    steps.catch_up()
+    assert counts(shown(view_url)[1]) == (30, 0, 0, 0)
 
 
 def test_two_instances_neither_deadlock_nor_lose_increments(view_url: str) -> None:
