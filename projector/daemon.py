@@ -152,14 +152,17 @@ def _apply(connection: Connection, consumer: ChangelogConsumer, kept: Sequence[K
             RECORDS_APPLIED.labels(view.name).inc(records)
             BATCHES.labels(view.name).inc()
             BATCH_SECONDS.labels(view.name).observe(time.monotonic() - began)
-        if view.as_of:
-            AS_OF_SECONDS.labels(view.name).set(view.as_of.time.timestamp())
 
 
 def _measure(consumer: ChangelogConsumer, kept: Sequence[KeptView]) -> None:
     lag = consumer.lag_records()
     for view in kept:
         LAG_RECORDS.labels(view.name).set(sum(records for (topic, _), records in lag.items() if topic in view.topics))
+        if view.as_of:
+            AS_OF_SECONDS.labels(view.name).set(view.as_of.time.timestamp())
+        else:
+            # Another instance may have the cursor's partition now: what this one last stored would look stuck.
+            AS_OF_SECONDS.remove(view.name)
 
 
 def _topic_names(kept: Sequence[KeptView]) -> frozenset[str]:

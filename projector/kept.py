@@ -55,7 +55,7 @@ class KeptView:
 
     @property
     def as_of(self) -> Candidate | None:
-        """The newest watermark stored by this instance."""
+        """The newest watermark stored by this instance since it was given its partitions; only one has the cursor's."""
         return self._as_of
 
     @property
@@ -81,7 +81,12 @@ class KeptView:
         return first_offsets({name: topic for name, topic in topics.items() if name in self.topics}, stored)
 
     def read_stored(self, connection: Connection) -> None:
-        """Read the stored offsets again, after another instance may have moved them."""
+        """Read the stored offsets again, after another instance may have moved them.
+
+        What was read of the cursor topic is forgotten: whoever has it now reads it from its stored offset.
+        """
+        self._watermarks = Watermarks(self._decoder.topics)
+        self._as_of = None
         self._stored = {at.place: at.next_offset for at in self._offsets.read(connection)}
 
     def decode(self, batch: Batch) -> Changes:
@@ -110,7 +115,9 @@ class KeptView:
         reached = self._reach(cursor)
         if reached:
             # Not further: a restart must read the records again that later watermarks are made from.
-            ends[self._cursor_place] = max(self._stored[self._cursor_place], reached.cursor_offset)
+            needed = {self._cursor_place: max(self._stored[self._cursor_place], reached.cursor_offset)}
+            self._offsets.store(cursor, needed)
+            ends |= needed
         return Step(ends, reached)
 
     def committed(self, step: Step) -> None:
@@ -132,7 +139,6 @@ class KeptView:
         candidate = self._watermarks.newest_covered(self._offsets.next_offsets(cursor))
         if candidate:
             self._offsets.store_as_of(cursor, candidate.time, candidate.flags)
-            self._offsets.store(cursor, {self._cursor_place: candidate.cursor_offset})
         return candidate
 
     def _unread(self, batch: Batch) -> Mapping[str, Mapping[bytes | None, Record]]:

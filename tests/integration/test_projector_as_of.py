@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 
+from projector.consumer import Batch
+from projector.kept import apply_batch, start_offsets
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps, as_of, projector_settings, projector_steps
 
@@ -87,6 +89,34 @@ def test_watermark_that_waits_is_found_again_after_a_restart(
     with projector_steps(projector_settings(settings_env)) as restarted:
         restarted.catch_up()
     assert as_of(view_url) == (at(2), [])
+
+
+def test_watermark_that_waits_is_forgotten_once_another_instance_goes_on(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    ahead = tuple(end + 1 for end in changelog.next_offsets("tweets"))
+    with changelog.transaction():
+        waits = changelog.table_cursor("tweets", time=at(2), next_offsets=ahead)
+        changelog.watermark(at(2), tables={"public.tweets": waits})
+    steps.catch_up()
+    number = 1
+    while min(changelog.next_offsets("tweets")) == 0:
+        with changelog.transaction():
+            changelog.tweet(number, 1)
+        number += 1
+    with changelog.transaction():
+        uncertain = changelog.table_cursor("users", time=at(3), uncertain=True)
+        changelog.watermark(at(3), tables={"public.users": uncertain})
+    with projector_steps(projector_settings(settings_env)) as other:
+        other.catch_up()
+        assert as_of(view_url) == (at(3), ["uncertain"])
+        before = dict(other.kept[0].stored)
+        start_offsets(steps.connection, steps.kept)
+        assert apply_batch(steps.connection, steps.kept, Batch(started={}))
+        assert as_of(view_url) == (at(3), ["uncertain"])
+        other.kept[0].read_stored(other.connection)
+        assert dict(other.kept[0].stored) == before
+    assert steps.kept[0].as_of is None
 
 
 def test_table_without_a_complete_snapshot_holds_the_time_back(
