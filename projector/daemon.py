@@ -37,6 +37,13 @@ SESSION_SETTINGS = {
     "default_transaction_isolation": "read committed",
     "TimeZone": "UTC",
     "DateStyle": "ISO, YMD",
+    "client_encoding": "UTF8",
+    # An instance that is paused or cut off within a transaction holds offset rows: its successor gets them soon.
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "lock_timeout": "5s",
 }
 
 

@@ -3,11 +3,14 @@
 import json
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from compose.local.process import free_port
+from projector.daemon import SESSION_SETTINGS
+from runtime.postgres import connect
 from tests.daemons import Daemon, Daemons
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import counts, physical, shown
@@ -50,6 +53,25 @@ def test_killed_projector_goes_on_where_it_was(daemon: Daemons, changelog: Chang
     projector = daemon("projector", "run")
     wait_ready(projector)
     assert [counts(row) for row in shown(view_url).values()] == [(TWEETS // 10, 0, 0, 0)] * 10
+    assert projector.terminate() == 0
+
+
+def test_instance_that_pauses_within_a_transaction_gives_way(
+    daemon: Daemons, changelog: Changelog, view_url: str
+) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+    projector = daemon("projector", "run")
+    wait_until(lambda: shown(view_url), what="the first row")
+    with closing(connect(view_url, name="paused", settings=SESSION_SETTINGS)) as paused:
+        paused.execute("BEGIN")
+        paused.execute("SELECT FROM projector.partition_offset FOR UPDATE")
+        with changelog.transaction():
+            for number in range(10):
+                changelog.tweet(number, 1)
+        # Neither waits without end: the one that waits says so and tries again, the one that holds is ended.
+        assert "lock timeout" in projector.wait_logged("retrying")["reason"]
+        wait_until(lambda: tweets_counted(view_url) == 10, what="the successor's turn")
     assert projector.terminate() == 0
 
 
