@@ -12,7 +12,7 @@ from projector.consumer import CLIENT_NAME, Batch, ChangelogConsumer, open_consu
 from projector.definition import View
 from projector.kept import KeptView, apply_batch, check, resume, start_offsets
 from projector.metrics import AS_OF_SECONDS, BATCH_SECONDS, BATCHES, LAG_RECORDS, RECORDS_APPLIED
-from projector.registry import active_versions
+from projector.registry import active_versions, database_id
 from projector.topics import Topic, describe_topics
 from runtime.health import Health
 from runtime.kafka import BrokerUnavailable, admin, check_reachable
@@ -76,7 +76,7 @@ class Projector:
             resume(connection, kept, lambda: self._describe(names))
             with open_consumer(
                 self._settings,
-                group=group_name(self._settings, self._views),
+                group=group_name(self._settings, self._views, database_id(connection)),
                 cursor_topic=cursor_topic_name(self._settings.topic_prefix),
                 start_at=lambda: start_offsets(connection, kept),
             ) as consumer:
@@ -139,12 +139,17 @@ class Every:
         return True
 
 
-def group_name(settings: ProjectorSettings, views: Sequence[View]) -> str:
-    """Return the consumer group: the setting's, or one of topic prefix, view database and views."""
+def group_name(settings: ProjectorSettings, views: Sequence[View], database_id: str) -> str:
+    """Return the consumer group: the setting's, or one of topic prefix, view database and views.
+
+    Databases of one name on two servers have groups of their own: each needs all records.
+    """
     if settings.projector_group:
         return settings.projector_group
     database = conninfo_to_dict(settings.view_url).get("dbname", "")
-    return ".".join([settings.topic_prefix, "projector", str(database), *sorted(view.name for view in views)])
+    return ".".join(
+        [settings.topic_prefix, "projector", str(database), database_id, *sorted(view.name for view in views)]
+    )
 
 
 def _apply(connection: Connection, consumer: ChangelogConsumer, kept: Sequence[KeptView], batch: Batch) -> None:

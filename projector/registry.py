@@ -16,6 +16,10 @@ MIGRATED = """
 SELECT to_regclass('projector.partition_offset') IS NOT NULL
 """
 
+DATABASE_ID = """
+SELECT id::text FROM projector.database_id
+"""
+
 ACTIVE_VERSION = """
 SELECT version, definition
 FROM projector.view_version
@@ -41,6 +45,12 @@ def active_versions(connection: Connection, views: Iterable[View], *, where: str
     if not migrated:
         raise ConfigurationError(f"{where}: the projector's tables are missing; run\n{migration_command('view')}")
     return [_active_version(connection, view, where) for view in sorted(views, key=lambda view: view.name)]
+
+
+def database_id(connection: Connection) -> str:
+    """Return the random id that this view database was given when it was migrated."""
+    (found,) = connection.execute(DATABASE_ID).fetchone() or ("",)
+    return str(found)
 
 
 def _active_version(connection: Connection, view: View, where: str) -> ViewVersion:

@@ -16,10 +16,13 @@ from psycopg import sql
 from compose.local.kafka import KafkaBroker
 from compose.local.postgres import PostgresServer
 from projector.audit import audit_view
+from projector.daemon import group_name
 from projector.loading import load_views
+from projector.registry import database_id
 from tests.daemons import ROOT
 from tests.integration.changelog import Changelog
 from tests.integration.projector_steps import projector_settings, projector_steps
+from views.user_information import user_information
 
 SHOP = """
 from projector.definition import Column, ColumnType, Count, Resource, Row, View
@@ -178,3 +181,17 @@ def test_views_of_one_process_share_topics_and_count_by_uuid_and_text(
         session.execute("INSERT INTO customers VALUES ('Ä', NULL), ('a', NULL), ('Z', NULL)")
         differing = [audit_view(view, source_url=shop_url, view_url=shop_url) for view in views]
         assert [dict(result.differing_fields) for result in differing] == [{"order_count": 2}, {"(missing)": 3}]
+
+
+def test_each_view_database_has_a_group_of_its_own(view_url: str, settings_env: dict[str, str]) -> None:
+    """Also where another server has one of the same name."""
+    groups = []
+    for _ in range(2):
+        with psycopg.connect(view_url) as session:
+            groups.append(group_name(projector_settings(settings_env), [user_information], database_id(session)))
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("VIEWKEEPER_VIEW_URL", view_url)
+            view = Config(ROOT / "alembic.ini", ini_section="view")
+            command.downgrade(view, "base")
+            command.upgrade(view, "head")
+    assert groups[0] != groups[1]

@@ -54,6 +54,17 @@ CREATE TABLE projector.as_of (
 ) WITH (fillfactor = 50)
 """
 
+# Tells this database from one of the same name on another server: consumer groups are named after it.
+DATABASE_ID = """
+CREATE TABLE projector.database_id (
+    id uuid PRIMARY KEY
+)
+"""
+
+NEW_DATABASE_ID = """
+INSERT INTO projector.database_id (id) VALUES (gen_random_uuid())
+"""
+
 AS_OF_FOR_READERS = """
 CREATE VIEW public.viewkeeper_as_of AS
 SELECT view, as_of, flags
@@ -65,7 +76,8 @@ WHERE state = 'active'
 
 def upgrade() -> None:
     """Make the fixed tables, then version 1 of each view in VIEWKEEPER_VIEWS."""
-    for statement in (VIEW_VERSION, ONE_ACTIVE_VERSION, PARTITION_OFFSET, AS_OF, AS_OF_FOR_READERS):
+    fixed = (VIEW_VERSION, ONE_ACTIVE_VERSION, PARTITION_OFFSET, AS_OF, DATABASE_ID, NEW_DATABASE_ID, AS_OF_FOR_READERS)
+    for statement in fixed:
         op.execute(statement)
     connection = op.get_bind()
     for view in load_views(read_settings(ViewSettings).views):
@@ -79,7 +91,7 @@ def downgrade() -> None:
     op.execute("DROP VIEW public.viewkeeper_as_of")
     for view, version in _registered(connection):
         drop_version(connection, view, version)
-    op.execute("DROP TABLE projector.as_of, projector.partition_offset, projector.view_version")
+    op.execute("DROP TABLE projector.database_id, projector.as_of, projector.partition_offset, projector.view_version")
 
 
 def _registered(connection: Connection) -> list[tuple[View, int]]:
