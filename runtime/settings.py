@@ -146,7 +146,7 @@ class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
     )
     cdc_source: Literal["triggers"] = Field("triggers", description="how changed keys are found")
     cdc_tables: str = Field("", description="tables to capture, schema.table,…; what is attached when unset")
-    cdc_poll_seconds: Seconds = Field(0.02, description="from the start of one poll to the start of the next")
+    cdc_poll_seconds: Seconds = Field(0.05, description="from the start of one poll to the start of the next")
     cdc_chunk_rows: Count = Field(20_000, description="rows a snapshot chunk and a Kafka transaction hold at most")
     cdc_lease_seconds: Annotated[float, Field(ge=2, le=300), Accepts("a number of seconds from 2 to 300")] = Field(
         5.0, description="without a heartbeat for so long, the leader is taken to be gone"
