@@ -14,8 +14,8 @@ from cdc.attachment import attach
 from cdc.wire import TableName
 from compose.local.kafka import KafkaBroker
 from runtime.postgres import connect
-from tests.changelog import Changelog, read_changelog, read_cursor
 from tests.daemons import Daemons
+from tests.topic_reader import Changelog, read_changelog, read_cursor
 from tests.waiting import wait_until
 
 TABLES = ("users", "tweets", "follows", "likes")

@@ -30,8 +30,8 @@ from runtime.kafka import admin
 from runtime.postgres import connect
 from runtime.settings import CdcSettings, read_settings
 from runtime.stop import Stop
-from tests.changelog import read_changelog
 from tests.daemons import ROOT, Daemons
+from tests.topic_reader import read_changelog
 from tests.waiting import wait_until
 
 TWEETS = TableName("public", "tweets")

@@ -12,9 +12,11 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from compose.local.kafka import KafkaBroker
 from projector.changes import Changes, Groups
 from projector.consumer import ChangelogConsumer
-from projector.kept import apply_batch, check, resume, start_offsets
+from projector.kept import KeptView, apply_batch, check, resume, start_offsets
+from projector.registry import ViewVersion
 from projector.topics import Topic
 from projector.writer import Writer
+from runtime.errors import ConfigurationError
 from runtime.kafka import LostHistory
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps, counts, physical, projector_settings, projector_steps, shown
@@ -134,6 +136,15 @@ def test_instance_that_stores_meanwhile_is_no_loss(
         check(steps.connection, steps.kept, describe)
         resume(steps.connection, steps.kept, describe)
     assert sum(stored_offsets(view_url).values()) >= number > 0
+
+
+def test_another_topic_prefix_ends_it(steps: Steps, changelog: Changelog) -> None:
+    steps.catch_up()
+    kept = KeptView(ViewVersion(user_information, 1), "another")
+    with pytest.raises(ConfigurationError, match="was kept from topics") as failure:
+        resume(steps.connection, [kept], dict)
+    assert changelog.topic("users") in str(failure.value)
+    assert "another.public.users" in str(failure.value)
 
 
 def test_offset_that_goes_out_of_range_while_running_is_not_reset(
