@@ -14,10 +14,12 @@ from projector.consumer import Batch
 from projector.decoding import Decoder
 from projector.errors import BadRecord
 from projector.offsets import Offsets, StoredOffset
-from projector.registry import ViewVersion
+from projector.registry import ViewVersion, build_anew
 from projector.topics import Topic, first_offsets
 from projector.watermarks import Candidate, Watermarks
 from projector.writer import Writer
+from runtime.errors import ConfigurationError
+from runtime.settings import variable
 
 DEADLOCK_TRIES = 3
 """So often is a transaction tried that Postgres took back to untie it from others; then the session starts again."""
@@ -76,8 +78,16 @@ class KeptView:
     def check(self, stored: Sequence[StoredOffset], topics: Mapping[str, Topic]) -> list[StoredOffset]:
         """Return first offsets of topics that have none stored.
 
-        Raises LostHistory when a topic is not the one that was read, or has more partitions.
+        Raises LostHistory when a topic is not the one that was read, or has more partitions, and ConfigurationError
+        when the view was kept from topics of another prefix.
         """
+        strange = sorted({at.topic for at in stored} - self.topics)
+        if strange:
+            raise ConfigurationError(
+                f"view {self.name!r} was kept from topics {', '.join(strange)}, and is now to be kept from "
+                f"{', '.join(sorted(self.topics))}: set {variable('topic_prefix')} as it was, or build the view anew "
+                f"from the other topics:\n{build_anew()}"
+            )
         return first_offsets({name: topic for name, topic in topics.items() if name in self.topics}, stored)
 
     def read_stored(self, connection: Connection) -> None:

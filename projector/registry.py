@@ -58,7 +58,7 @@ def _active_version(connection: Connection, view: View, where: str) -> ViewVersi
     if found is None:
         raise ConfigurationError(
             f"{where}: view {view.name!r} has no tables: the migration makes them for the views that "
-            f"{variable('views')} names when it first runs; take it back and run it again:\n{_again()}"
+            f"{variable('views')} names when it first runs; take it back and run it again:\n{build_anew()}"
         )
     version, stored = found
     # How the view is served does not touch its tables: the resource may change at any time.
@@ -66,7 +66,7 @@ def _active_version(connection: Connection, view: View, where: str) -> ViewVersi
     if differences:
         raise DefinitionError(
             f"{where}: version {version} of view {view.name!r} was made from another definition: "
-            f"{'; '.join(differences)}. Restore the definition, or build the view anew from its topics:\n{_again()}"
+            f"{'; '.join(differences)}. Restore the definition, or build the view anew from its topics:\n{build_anew()}"
         )
     return ViewVersion(view, version)
 
@@ -79,7 +79,8 @@ def _as_stored(view: View) -> dict[str, object]:
     return msgspec.json.decode(msgspec.json.encode(view), type=dict[str, object])
 
 
-def _again() -> str:
+def build_anew() -> str:
+    """Return the commands that drop all views and make them again, to be filled from the beginning of their topics."""
     upgrade = migration_command("view")
     return f"{upgrade.replace('upgrade head', 'downgrade base')}\n{upgrade}"
 
