@@ -27,10 +27,10 @@ FETCH_ROWS = 5_000
 SETTLE_ROWS = 5_000
 AS_OF_POLL_SECONDS = 0.02
 
-TRIES = 5
-CONFIRMATIONS = 3
-"""So often must the view be seen beside an unmoved source, unequal to it: a source that goes there and back between
-two looks can fool one of them."""
+TRIES = 10
+CONFIRMATIONS = 5
+"""So often must the same row of the view be seen beside the same row of the source, unequal to it: a source that goes
+there and back between two looks can fool one of them."""
 
 EXAMPLES = 10
 GHOST, MISSING = "(ghost)", "(missing)"
@@ -50,7 +50,7 @@ SESSION_SETTINGS = {
 }
 
 AS_OF = """
-SELECT as_of FROM public.viewkeeper_as_of WHERE view = %s
+SELECT as_of, flags FROM public.viewkeeper_as_of WHERE view = %s
 """
 
 
@@ -150,9 +150,10 @@ class _Audit:
         """Look at suspects again: source, then the view once it reflects that, then the source once more.
 
         A row is right when the view equals either look at the source, and wrong when it equals neither while the
-        source stood still, CONFIRMATIONS times. One that is neither after TRIES looks is undecided.
+        source stood still, CONFIRMATIONS times with the same texts. One that is neither after TRIES looks is undecided.
         """
-        unequal: Counter[Key] = Counter()
+        unequal: dict[Key, tuple[str | None, str | None]] = {}
+        confirmations: Counter[Key] = Counter()
         for _ in range(TRIES):
             if not suspects:
                 return
@@ -167,8 +168,11 @@ class _Audit:
                 shown = in_view.get(key)
                 if shown in (before.get(key), after.get(key)):
                     continue
-                unequal[key] += before.get(key) == after.get(key)
-                if unequal[key] < CONFIRMATIONS:
+                if before.get(key) == after.get(key):
+                    seen = before.get(key), shown
+                    confirmations[key] = confirmations[key] + 1 if unequal.get(key) == seen else 1
+                    unequal[key] = seen
+                if confirmations[key] < CONFIRMATIONS:
                     undecided.append(key)
                 else:
                     result.add(Difference(key, before.get(key), shown))
@@ -188,18 +192,19 @@ class _Audit:
 
     def _wait_for(self, time_of_source: datetime) -> None:
         deadline = time.monotonic() + self._wait_seconds
-        with self._kept.cursor(row_factory=scalar_row) as cursor:
-            while True:
-                as_of: datetime | None = cursor.execute(AS_OF, [self._view.name]).fetchone()
-                if as_of and as_of >= time_of_source:
-                    return
-                if time.monotonic() > deadline:
-                    raise AuditError(
-                        f"view {self._view.name!r} has not reached {time_of_source.isoformat()} of its source within "
-                        f"{self._wait_seconds:g} s, its as-of is {as_of.isoformat() if as_of else 'not known yet'}: "
-                        "are viewkeeper-cdc and viewkeeper-projector running, and does the capture have all its tables?"
-                    )
-                time.sleep(AS_OF_POLL_SECONDS)
+        while True:
+            as_of, flags = self._kept.execute(AS_OF, [self._view.name]).fetchone() or (None, [])
+            # An uncertain time is one that the source's clock went back behind: more may have been committed by it.
+            if as_of and as_of >= time_of_source and "uncertain" not in flags:
+                return
+            if time.monotonic() > deadline:
+                known = f"{as_of.isoformat()}{' (uncertain)' if flags else ''}" if as_of else "not known yet"
+                raise AuditError(
+                    f"view {self._view.name!r} has not reached {time_of_source.isoformat()} of its source within "
+                    f"{self._wait_seconds:g} s, its as-of is {known}: "
+                    "are viewkeeper-cdc and viewkeeper-projector running, and does the capture have all its tables?"
+                )
+            time.sleep(AS_OF_POLL_SECONDS)
 
 
 @contextmanager
@@ -209,10 +214,6 @@ def _stream(connection: Connection, query: bytes) -> Iterator[Iterator[tuple[Key
         cursor.itersize = FETCH_ROWS
         cursor.execute(query)
         yield iter(cursor)
-
-
-def _rows_of(connection: Connection, query: bytes, keys: Sequence[Key]) -> dict[Key, str]:
-    return dict(connection.execute(query, {"keys": list(keys)}).fetchall())
 
 
 def _merged(
@@ -230,10 +231,6 @@ def _merged(
         elif in_source and in_view:
             yield in_source[0], in_source[1], in_view[1]
             in_source, in_view = next(source, None), next(view, None)
-
-
-def _fields(row: str) -> dict[str, msgspec.Raw]:
-    return msgspec.json.decode(row, type=dict[str, msgspec.Raw])
 
 
 @contextmanager

@@ -27,6 +27,15 @@ SELECT user_id, CASE user_id WHEN 3 THEN clock_timestamp()::text ELSE username E
 FROM users_at_rest
 """
 
+# The view shows another user 3 each time that somebody looks, as a row does that is written there and back.
+RESTLESS_VIEW = """
+CREATE VIEW user_information AS
+SELECT user_id, CASE user_id WHEN 3 THEN clock_timestamp()::text ELSE username END AS username, name, description,
+    location, web_page_url, joined_date, profile_image_url, background_image_url,
+    tweet_count, following_count, follower_count, like_count
+FROM view_at_rest
+"""
+
 
 @pytest.fixture
 def in_step(steps: Steps, changelog: Changelog, source_url: str, view_url: str) -> None:
@@ -107,6 +116,17 @@ class TestAuditOfAViewInStep:
         result = audit(source_url, view_url)
         assert (result.differing_rows, result.undecided_rows) == (0, 1)
         assert result.line() == f"user_information: {USERS} rows compared, 0 differ, 1 undecided"
+
+    def test_row_that_differs_otherwise_each_time_is_undecided(self, source_url: str, view_url: str) -> None:
+        change(view_url, "ALTER VIEW user_information RENAME TO view_at_rest")
+        change(view_url, RESTLESS_VIEW)
+        result = audit(source_url, view_url)
+        assert (result.differing_rows, result.undecided_rows) == (0, 1)
+
+    def test_uncertain_time_is_not_reached(self, source_url: str, view_url: str) -> None:
+        change(view_url, "UPDATE projector.as_of SET flags = '{uncertain}'")
+        with pytest.raises(AuditError, match=r"has not reached .* \(uncertain\)"):
+            audit_view(user_information, source_url=source_url, view_url=view_url, wait_seconds=0.2)
 
     def test_hidden_rows_are_an_error_and_not_ghosts(self, source_url: str, view_url: str) -> None:
         change(source_url, "CREATE ROLE auditor LOGIN")
