@@ -11,7 +11,7 @@ from projector.errors import DefinitionError
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _PATH = re.compile(r"(/[A-Za-z0-9_.-]+)+/\{[A-Za-z_][A-Za-z0-9_]*\}")
-RESERVED_COLUMNS = frozenset({"viewkeeper_present"})
+RESERVED_COLUMNS = frozenset({"viewkeeper_present", "source_key"})
 
 
 class ColumnType(StrEnum):

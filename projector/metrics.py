@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 RECORDS_APPLIED = Counter(
-    "viewkeeper_projector_records_applied_total", "Records applied to a view, each key's last of a batch", ["view"]
+    "viewkeeper_projector_records_applied_total", "Records read and applied to a view, all those of a key", ["view"]
 )
 BATCHES = Counter("viewkeeper_projector_batches_total", "Batches applied to a view, one transaction each", ["view"])
 BATCH_SECONDS = Histogram(
@@ -13,7 +13,9 @@ BATCH_SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 LAG_RECORDS = Gauge(
-    "viewkeeper_projector_lag_records", "Offsets between what is applied and the topics' ends", ["view"]
+    "viewkeeper_projector_lag_records",
+    "Offsets from where this instance has read to the ends of its partitions, as last heard",
+    ["view"],
 )
 AS_OF_SECONDS = Gauge(
     "viewkeeper_projector_as_of_timestamp_seconds",

@@ -43,6 +43,7 @@ def test_shipped_view_lists_its_columns_in_order() -> None:
         ({"measures": (Count("born", of="public.pets", by="owner_id"),)}, "two columns are called 'born'"),
         ({"measures": (Count("pets", of="public.people", by="id"),)}, "gives the rows and is counted"),
         ({"measures": (Count("viewkeeper_present", of="pets", by="owner_id"),)}, "is Viewkeeper's own"),
+        ({"measures": (Count("pets", of="pets", by="source_key"),)}, "column 'source_key' is Viewkeeper's own"),
         ({"measures": (Count("pets", of="my schema.pets", by="owner_id"),)}, "must be of letters"),
         ({"resource": Resource("/people", ())}, "path '/people': write it as"),
         ({"resource": Resource("/people/{id}", (Field("age", "age"),))}, "field 'age' shows 'age', which is no column"),
