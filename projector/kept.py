@@ -49,6 +49,7 @@ class KeptView:
         self._watermarks = Watermarks(self._decoder.topics)
         self._stored: dict[Partition, int] = {}
         self._as_of: Candidate | None = None
+        self._cursor_end = 0
 
     @property
     def topics(self) -> frozenset[str]:
@@ -73,6 +74,9 @@ class KeptView:
         """Store first offsets of topics that have none among `stored`; raise LostHistory as `check` does."""
         with connection.transaction():
             self._offsets.add(connection, self.check(stored, topics))
+        cursor_topic, partition = self._cursor_place
+        if cursor_topic in topics:
+            self._cursor_end = topics[cursor_topic].high[partition]
         self.read_stored(connection)
 
     def check(self, stored: Sequence[StoredOffset], topics: Mapping[str, Topic]) -> list[StoredOffset]:
@@ -122,7 +126,7 @@ class KeptView:
             self._writer.apply(cursor, changes)
         if ends:
             self._offsets.store(cursor, ends)
-        reached = self._reach(cursor)
+        reached = self._reach(cursor, batch.ended.get(self._cursor_place, 0))
         if reached:
             # Not further: a restart must read the records again that later watermarks are made from.
             needed = {self._cursor_place: max(self._stored[self._cursor_place], reached.cursor_offset)}
@@ -143,8 +147,10 @@ class KeptView:
         if any(locked.get(place) != self._stored[place] for place in places):
             raise StaleReader
 
-    def _reach(self, cursor: Cursor) -> Candidate | None:
-        if not self._watermarks.pending:
+    def _reach(self, cursor: Cursor, cursor_position: int) -> Candidate | None:
+        # Not before all is read that was there at the start: the newest records decide, older ones may be of another
+        # life of their topics.
+        if not self._watermarks.pending or cursor_position < self._cursor_end:
             return None
         candidate = self._watermarks.newest_covered(self._offsets.next_offsets(cursor))
         if candidate:

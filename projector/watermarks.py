@@ -33,13 +33,22 @@ class Candidate:
         return ("uncertain",) if self.uncertain else ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """The newest word on a topic: its watermark, None while it has none, and the record that said so."""
+
+    watermark: Watermark | None
+    offset: int
+    capture: str
+    attachment: int
+
+
 class Watermarks:
     """The watermarks of a view's topics that its rows do not reflect yet, oldest first."""
 
     def __init__(self, topics: Iterable[str]) -> None:
         self._topics = frozenset(topics)
-        # The newest word on each topic: its watermark, None while it has none, and the record that said so.
-        self._newest: dict[str, tuple[Watermark | None, int]] = {}
+        self._newest: dict[str, _Word] = {}
         self._pending: list[Candidate] = []
 
     @property
@@ -51,14 +60,22 @@ class Watermarks:
         """Take in a cursor record that was read at `offset` of the cursor topic.
 
         It makes a candidate once each of the view's topics has a complete snapshot and a watermark; topics of several
-        captures count with their newest records, and the oldest time of all.
+        captures count with their newest records, and the oldest time of all. A table that is attached anew, read anew
+        or left out takes back what was said before: that was perhaps of an earlier life of its topic.
         """
-        concerned = False
-        for table in cursor.tables.values():
-            if table.topic in self._topics:
-                concerned = True
-                self._newest[table.topic] = (table.watermark if table.complete else None, offset)
-        candidate = self._candidate() if concerned else None
+        told = {table.topic: table for table in cursor.tables.values() if table.topic in self._topics}
+        left_out = {topic for topic, word in self._newest.items() if word.capture == cursor.capture} - told.keys()
+        for topic in left_out:
+            del self._newest[topic]
+        takes_back = bool(left_out)
+        for topic, table in told.items():
+            before = self._newest.get(topic)
+            word = _Word(table.watermark if table.complete else None, offset, cursor.capture, table.attachment)
+            self._newest[topic] = word
+            takes_back |= word.watermark is None or bool(before and before.attachment != word.attachment)
+        if takes_back:
+            self._pending = []
+        candidate = self._candidate() if told else None
         if candidate:
             self._pending.append(candidate)
             if len(self._pending) > PENDING_CANDIDATES:
@@ -76,9 +93,9 @@ class Watermarks:
 
     def _candidate(self) -> Candidate | None:
         watermarks: dict[str, Watermark] = {}
-        for topic, (watermark, _) in self._newest.items():
-            if watermark:
-                watermarks[topic] = watermark
+        for topic, word in self._newest.items():
+            if word.watermark:
+                watermarks[topic] = word.watermark
         if len(watermarks) < len(self._topics):
             return None
         return Candidate(
@@ -89,5 +106,5 @@ class Watermarks:
                 for topic, watermark in watermarks.items()
                 for partition, next_offset in enumerate(watermark.next_offsets)
             },
-            cursor_offset=min(offset for _, offset in self._newest.values()),
+            cursor_offset=min(word.offset for word in self._newest.values()),
         )

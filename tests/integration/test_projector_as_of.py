@@ -129,6 +129,20 @@ def test_table_without_a_complete_snapshot_holds_the_time_back(
     assert as_of(view_url) == (None, [])
 
 
+def test_words_of_an_earlier_life_are_never_reached(
+    changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    """A capture's cursors from before its topics were made anew, not compacted yet."""
+    with changelog.transaction():
+        changelog.watermark(at(1))
+    with changelog.transaction():
+        anew = changelog.table_cursor("likes", time=at(2), complete=False)
+        changelog.watermark(at(2), tables={"public.likes": anew})
+    with projector_steps(projector_settings(settings_env)) as steps:
+        steps.catch_up(max_records=1)
+    assert as_of(view_url) == (None, [])
+
+
 def test_oldest_of_two_captures_counts(steps: Steps, changelog: Changelog, view_url: str) -> None:
     with changelog.transaction():
         own = {table: changelog.table_cursor(table, time=at(5)) for table in ("users", "tweets", "follows")}

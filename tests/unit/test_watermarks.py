@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,13 +65,20 @@ def test_table_without_a_complete_snapshot_holds_the_view_back() -> None:
     assert not watermarks.pending
 
 
-def test_table_that_is_read_anew_holds_later_times_back() -> None:
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"users": table("users", 2, seconds=2, complete=False)},
+        {"tweets": table("tweets", 0, seconds=2)},
+        {"users": msgspec.structs.replace(table("users", 5, seconds=2), attachment=2)},
+    ],
+    ids=["read anew", "left out", "attached anew"],
+)
+def test_table_takes_back_what_was_said_before(later: dict[str, TableCursor]) -> None:
     watermarks = Watermarks(["users"])
     watermarks.add(cursor(table("users", 1, seconds=1)), offset=0)
-    watermarks.add(cursor(table("users", 2, seconds=2, complete=False)), offset=1)
-    candidate = watermarks.newest_covered({("users", 0): 9})
-    assert candidate is not None
-    assert candidate.time == at(1)
+    watermarks.add(Cursor(capture="main", token="t", tables=later), offset=1)
+    assert watermarks.newest_covered({("users", 0): 4}) is None
 
 
 def test_oldest_time_of_several_captures_counts() -> None:
