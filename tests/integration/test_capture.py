@@ -292,8 +292,8 @@ def test_snapshot_chunks_follow_the_keys_order_not_that_of_their_text(source: So
     source.attach("tweets")
     daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "100"})
     source.wait_published("tweets")
-    headers = [header for record in source.topic("tweets").records for header in record.headers() or []]
-    chunks = {value for name, value in headers if name == "__source_ts_ms"}
+    headers = [dict(cast(list[tuple[str, bytes]], record.headers())) for record in source.topic("tweets").records]
+    chunks = {header["__source_ts_ms"] for header in headers}
     assert len(chunks) == 10
     source.assert_topic_equals_table("tweets", "tweet_id")
 
