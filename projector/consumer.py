@@ -58,12 +58,18 @@ class ChangelogConsumer:
         self._where = where
         self._positions: dict[Partition, int] = {}
         self._at_end: set[Partition] = set()
+        self._assigned = False
         self._assignments = 0
 
     @property
     def caught_up(self) -> bool:
         """Whether the end of every assigned partition has been seen."""
         return bool(self._positions) and self._at_end.issuperset(self._positions)
+
+    @property
+    def spare(self) -> bool:
+        """Whether the group has given this instance no partition: there are more instances than partitions."""
+        return self._assigned and not self._positions
 
     def next_batch(self, max_records: int, *, timeout_seconds: float) -> Batch:
         """Wait for a record, then return what is there, at most `max_records`; empty after `timeout_seconds`."""
@@ -139,6 +145,7 @@ class ChangelogConsumer:
             raise BrokerUnavailable(f"{self._where}: topic {topic} has a new partition, {partition}; starting again")
         self._positions = {place: start_at[place] for place in places}
         self._at_end = set()
+        self._assigned = True
         self._assignments += 1
         client.assign([TopicPartition(topic, number, at) for (topic, number), at in self._positions.items()])
         log.info("assigned", partitions=len(partitions))
@@ -147,6 +154,7 @@ class ChangelogConsumer:
         log.info("revoked", partitions=len(partitions))
         self._positions = {}
         self._at_end = set()
+        self._assigned = False
         self._assignments += 1
         client.unassign()
 

@@ -85,18 +85,29 @@ class Projector:
 
     def _keep(self, connection: Connection, consumer: ChangelogConsumer, kept: Sequence[KeptView]) -> None:
         idle, measure, topics = Every(IDLE_WRITE_SECONDS), Every(MEASURE_SECONDS), Every(TOPICS_CHECK_SECONDS)
+        caught_up = False
         while not self._stop.requested:
             batch = consumer.next_batch(self._settings.projector_batch_records, timeout_seconds=POLL_SECONDS)
             self._health.beat()
             if batch.records or batch.cursors or idle.due():
                 _apply(connection, consumer, kept, batch)
-            if consumer.caught_up:
-                self._health.ready("caught up")
+            caught_up |= consumer.caught_up
             if measure.due():
                 _measure(consumer, kept)
+                self._say_state(consumer, caught_up=caught_up)
             if topics.due():
                 self._check_topics(connection, kept)
         self._health.not_ready("stopping")
+
+    def _say_state(self, consumer: ChangelogConsumer, *, caught_up: bool) -> None:
+        lag_records = sum(consumer.lag_records().values())
+        if consumer.spare:
+            self._health.ready("standby: no partition")
+        elif caught_up:
+            # Ready for good: an instance that is taken out of service for its lag would only lag more.
+            self._health.ready(f"caught up once, lag {lag_records} records")
+        else:
+            self._health.not_ready(f"catching up, lag {lag_records} records")
 
     def _wait_for_topics(self, names: Sequence[str]) -> None:
         say = Every(SAY_AGAIN_SECONDS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from compose.local.kafka import KafkaBroker
 from compose.local.process import free_port
 from projector.daemon import SESSION_SETTINGS
 from runtime.postgres import connect
@@ -83,15 +84,35 @@ def test_projector_says_how_it_is(daemon: Daemons, changelog: Changelog) -> None
     projector = daemon("projector", "run")
     wait_ready(projector)
     assert get(projector, "/livez")[0] == 200
+    wait_until(
+        lambda: get(projector, "/readyz") == (200, "caught up once, lag 0 records\n"), what="the reason to be true"
+    )
     no_lag = 'viewkeeper_projector_lag_records{view="user_information"} 0.0'
-    wait_until(lambda: no_lag in get(projector, "/metrics")[1], what="no lag")
-    metrics = get(projector, "/metrics")[1]
+    as_of = 'viewkeeper_projector_as_of_timestamp_seconds{view="user_information"}'
+
+    def measured() -> str | None:
+        metrics = get(projector, "/metrics")[1]
+        return metrics if no_lag in metrics and as_of in metrics else None
+
+    metrics = wait_until(measured, what="no lag and a first as-of")
+    assert metrics is not None
     lines = {line.rsplit(" ", 1)[0]: line.rsplit(" ", 1)[1] for line in metrics.splitlines() if line[0] != "#"}
     assert float(lines['viewkeeper_projector_records_applied_total{view="user_information"}']) == 2
     assert float(lines['viewkeeper_projector_batches_total{view="user_information"}']) >= 1
     assert float(lines['viewkeeper_projector_batch_seconds_count{view="user_information"}']) >= 1
-    assert float(lines['viewkeeper_projector_as_of_timestamp_seconds{view="user_information"}']) > 1.7e9
+    assert float(lines[as_of]) > 1.7e9
     assert projector.terminate() == 0
+
+
+def test_instance_without_a_partition_is_a_standby(daemon: Daemons, kafka: KafkaBroker, topic_prefix: str) -> None:
+    keys = {"users": "user_id", "tweets": "tweet_id", "follows": "follow_id", "likes": "like_id"}
+    Changelog(kafka.bootstrap_servers, topic_prefix, keys, partitions=1).create()
+    # The default assignor gives the only partition of each topic to the same instance.
+    first, second = daemon("projector", "run"), daemon("projector", "run")
+    standby = (200, "standby: no partition\n")
+    wait_until(lambda: standby in (get(first, "/readyz"), get(second, "/readyz")), timeout_seconds=60, what="a standby")
+    wait_ready(first)
+    wait_ready(second)
 
 
 def test_projector_waits_for_topics_and_says_which(
