@@ -4,16 +4,15 @@ import asyncio
 import gc
 import resource
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-import granian.net
 import structlog
+import uvicorn
 import uvloop
-from granian.constants import Interfaces
-from granian.server.embed import Server
 from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import application
 from api.errors import ApiError
@@ -27,29 +26,54 @@ log = structlog.get_logger()
 
 BACKLOG_CONNECTIONS = 1024
 CONNECTIONS = 10_000
-"""Connections served at once, idle ones too; those beyond wait in the backlog. The server's own default is 128."""
+"""Connections kept at once, idle ones too; those beyond are closed as they come."""
+KEEP_ALIVE_SECONDS = 75
 OTHER_FILES = 100
 """Open files beside the connections, with room: the store's, the log's, the loop's."""
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 5
 """Requests that are not answered so long after the stop are cut off."""
 
 
-class _SocketServer(Server):
-    """Granian in our own loop, on a socket that listens already.
+class HttpServer(uvicorn.Server):
+    """Uvicorn in our own loop, on a socket that listens already; signals are ours."""
 
-    By itself it listens with SO_REUSEPORT: a second process would not notice that the port is taken, and it cannot
-    say which port 0 became.
-    """
+    def __init__(self, app: Starlette, *, connections: int = CONNECTIONS) -> None:
+        class Protocol(HttpToolsProtocol):
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(transport)
+                if len(self.connections) > connections:
+                    transport.close()
 
-    def __init__(self, app: Starlette, listener: socket.socket, connections: int) -> None:
         super().__init__(
-            app, interface=Interfaces.ASGINL, backpressure=connections, websockets=False, log_enabled=False
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG_CONNECTIONS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
         )
-        self._listener = listener
+        self.servers: list[asyncio.Server] = []
 
-    def _init_shared_socket(self) -> None:
-        holder: Any = granian.net  # its stub leaves out what the class takes; it closes the socket itself
-        self._shd = holder.SocketHolder(self._listener.detach(), False, BACKLOG_CONNECTIONS)
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to exit; after an error of its own close what listens, or the loop could not end."""
+        try:
+            await super().serve(sockets)
+        except Exception:
+            for server in self.servers:
+                server.close()
+            raise
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `runtime.stop`."""
+        yield
 
 
 def serve(settings: ApiSettings, views: Sequence[View]) -> None:
@@ -85,19 +109,24 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
     def ready() -> tuple[bool, str]:
         return (False, "stopping") if stop.requested else store.ready()
 
-    server = _SocketServer(application(views, store, ready=ready), listener, _affordable_connections())
+    server = HttpServer(application(views, store, ready=ready), connections=_affordable_connections())
     keeping = asyncio.create_task(store.run())
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(asyncio.to_thread(stop.event.wait))
     host, port = listener.getsockname()[:2]
     log.info("api_listening", host=host, port=port)
-    _settle_memory()
+    settle_memory()
     try:
         await asyncio.wait({keeping, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             error = serving.exception()
             raise ApiError(f"api: the HTTP server ended by itself: {error!r}; start the api again") from error
-        await _drain(server, serving)
+        # It takes no more connections, and finishes the requests in hand.
+        server.should_exit = True
+        asked_at = time.monotonic()
+        await serving
+        if time.monotonic() - asked_at >= DRAIN_SECONDS:
+            log.warning("requests_cut_off", after_seconds=DRAIN_SECONDS)
         if keeping.done():
             keeping.result()
     finally:
@@ -111,9 +140,8 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
 def _affordable_connections() -> int:
     """Return how many connections can be served at once, after raising the limit of open files for them if need be.
 
-    Where the hard limit is lower than that, the server accepts fewer: else it would leave no file for the store's
-    connection. The backlog stays as long, since connections that wait in it are no open files yet. Granian 2.8 raises
-    the soft limit too, when it is imported, but promises nothing of the kind.
+    Where the hard limit is lower than that, the server keeps fewer: else it would leave no file for the store's
+    connection.
     """
     wanted = CONNECTIONS + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -134,16 +162,7 @@ def _affordable_connections() -> int:
     return connections
 
 
-async def _drain(server: Server, serving: asyncio.Task[None]) -> None:
-    """Take no more connections, finish the requests in hand."""
-    server.stop()  # type: ignore[no-untyped-call]  # granian's
-    try:
-        await asyncio.wait_for(serving, DRAIN_SECONDS)
-    except TimeoutError:
-        log.warning("requests_cut_off", after_seconds=DRAIN_SECONDS)
-
-
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """Take what the start made out of the garbage collector's sight: it lives as long as the process."""
     gc.collect()
     gc.freeze()

@@ -5,25 +5,22 @@ on a connection from a pool. It gives no as-of and checks no spelling, which is 
 """
 
 import asyncio
-import gc
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import cast
 
 import click
 import msgspec
 import psycopg
 import uvloop
-from granian.constants import Interfaces
-from granian.server.embed import Server
 from psycopg import sql
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from compose.local.process import free_port
+from api.server import BACKLOG_CONNECTIONS, HttpServer, settle_memory
 from runtime.cli import run_command, settings_epilog
 from runtime.settings import ViewSettings, read_settings
 from runtime.stop import Stop, stop_on_signals
@@ -31,7 +28,6 @@ from views.user_information import user_information
 
 HOST = "127.0.0.1"
 POOL_CONNECTIONS = 8
-CONNECT_RETRY_SECONDS = 0.01
 LISTENING = "baseline_listening"
 
 Pool = asyncio.LifoQueue[psycopg.AsyncConnection]
@@ -84,28 +80,17 @@ async def connection_pool(url: str) -> AsyncIterator[Pool]:
 
 async def serve(app: Starlette, stop: Stop) -> None:
     """Serve an application as the API is served, on any free port, until told to stop; says on stderr where."""
-    port = free_port()
-    server = Server(app, address=HOST, port=port, interface=Interfaces.ASGINL, log_enabled=False, websockets=False)
-    serving = asyncio.create_task(server.serve())
-    await _listening(port)
-    gc.collect()
-    gc.freeze()
-    sys.stderr.write(msgspec.json.encode({"event": LISTENING, "port": port}).decode() + "\n")
-    sys.stderr.flush()
-    await asyncio.to_thread(stop.event.wait)
-    cast(Callable[[], None], server.stop)()
-    await serving
-
-
-async def _listening(port: int) -> None:
-    while True:
-        try:
-            _, writer = await asyncio.open_connection(HOST, port)
-        except OSError:
-            await asyncio.sleep(CONNECT_RETRY_SECONDS)
-        else:
-            writer.close()
-            return
+    with socket.create_server((HOST, 0), backlog=BACKLOG_CONNECTIONS) as listener:
+        listener.setblocking(False)
+        server = HttpServer(app)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        settle_memory()
+        port = listener.getsockname()[1]
+        sys.stderr.write(msgspec.json.encode({"event": LISTENING, "port": port}).decode() + "\n")
+        sys.stderr.flush()
+        await asyncio.to_thread(stop.event.wait)
+        server.should_exit = True
+        await serving
 
 
 async def serve_named(application: str, url: str, stop: Stop) -> None:
