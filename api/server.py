@@ -4,7 +4,6 @@ import asyncio
 import gc
 import resource
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -123,10 +122,7 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
             raise ApiError(f"api: the HTTP server ended by itself: {error!r}; start the api again") from error
         # It takes no more connections, and finishes the requests in hand.
         server.should_exit = True
-        asked_at = time.monotonic()
         await serving
-        if time.monotonic() - asked_at >= DRAIN_SECONDS:
-            log.warning("requests_cut_off", after_seconds=DRAIN_SECONDS)
         if keeping.done():
             keeping.result()
     finally:

@@ -295,11 +295,11 @@ def half_a_request(client: httpx.Client) -> Iterator[None]:
         yield
 
 
-def test_a_request_that_never_ends_is_cut_off(api: Daemons) -> None:
+def test_half_a_request_does_not_hold_the_stop(api: Daemons) -> None:
     daemon = api("api", "run")
     with ready_client(daemon) as client, half_a_request(client):
         assert daemon.terminate() == 0
-    assert daemon.logged("requests_cut_off")
+    assert daemon.logged("api_stopped")
 
 
 def test_a_second_signal_kills(api: Daemons) -> None:
