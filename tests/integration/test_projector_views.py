@@ -108,6 +108,7 @@ def test_migration_makes_each_declared_view_and_takes_it_back(shop_url: str) -> 
     assert made == {
         "projector.alembic_version",
         "projector.as_of",
+        "projector.database_id",
         "projector.customer_v1",
         "projector.customer_v1_public_orders",
         "projector.partition_offset",
