@@ -19,7 +19,7 @@ from cdc.publisher import Publisher
 from cdc.sweep import living_keys
 from cdc.tables import CapturedTable
 from cdc.topics import CHANGELOG_CONFIG, end_offsets, ensure_topic
-from cdc.triggers import Found, Round, Snapshots, TriggerSource
+from cdc.triggers import Chunk, Found, Round, Snapshots, TriggerSource
 from cdc.wire import topic_name
 from runtime.health import Health
 from runtime.settings import CdcSettings
@@ -214,20 +214,19 @@ class Capture:
             chunk = self._source.chunk(table, entry.resume_after)
             if chunk is None:
                 continue
-            self._publisher.publish(chunk.page)
-            self._save(
-                self._flush,
-                lambda token: chunked(
-                    replace(self.cursor, token=token),
-                    table,  # noqa: B023 - called before the loop goes on
-                    end=chunk.end,  # noqa: B023
-                    next_offsets=self._publisher.next_offsets,
-                ),
-            )
-            if chunk.end is None:
-                log.info("snapshot_complete", table=str(table.name))
+            self._save_chunk(table, chunk)
             return True
         return False
+
+    def _save_chunk(self, table: CapturedTable, chunk: Chunk) -> None:
+        def moved(token: str) -> Cursor:
+            known = replace(self.cursor, token=token)
+            return chunked(known, table, end=chunk.end, next_offsets=self._publisher.next_offsets)
+
+        self._publisher.publish(chunk.page)
+        self._save(self._flush, moved)
+        if chunk.end is None:
+            log.info("snapshot_complete", table=str(table.name))
 
     def _save(self, flush: Callable[[], str], cursor: Callable[[str], Cursor]) -> None:
         saved: list[Cursor] = []
