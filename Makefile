@@ -2,13 +2,14 @@
 # environment, to which make adds what is given on its command line.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+ROUNDS ?= 20
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help demo clean-demo test check format lock clean
+.PHONY: help demo clean-demo test needs torture check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "NAME", $$1); printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,9 +20,15 @@ demo: $(INSTALLED) ## run it all on real servers; SECONDS=30, RATE=200, STORE=po
 clean-demo: $(INSTALLED) ## remove the demo's data, on servers of your own too
 	@$(BIN)/python -m compose.demo clean
 
-test: check ## check, then all tests on real servers; ARGS= for pytest
+test: needs check ## check, then all tests on real servers; ARGS= for pytest, PG15_BIN=
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report --skip-covered
+
+torture: needs ## the tests that find trouble at random, for long; ROUNDS=20, SEED=
+	$(BIN)/python -m pytest -m torture --rounds=$(ROUNDS) --seed=$(or $(SEED),new) --timeout=$$((300 * $(ROUNDS))) $(ARGS)
+
+needs: $(INSTALLED)
+	@$(BIN)/python -m tests.needs
 
 check: $(INSTALLED) ## format, lint, types, import contracts, compose.yaml, Dockerfile
 	$(BIN)/ruff format --check .

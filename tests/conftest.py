@@ -1,4 +1,4 @@
-"""Real servers for all tests: one Postgres and one broker a run, a cloned database and a topic prefix a test."""
+"""Real servers for all tests: a Postgres of each version and one broker a run, a cloned database and topics a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +12,63 @@ from alembic.config import Config
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
+from compose.local.errors import LocalSettingError
 from compose.local.kafka import KafkaBroker
 from compose.local.kafka import kafka as run_kafka
 from compose.local.postgres import PostgresServer
 from compose.local.postgres import postgres as run_postgres
 from tests.daemons import ROOT, Daemons, daemons_in
+from tests.servers import newest_server, older_server, server_id
+
+pytest_plugins = ("pytester", "tests.torture")
+
+# The tests that read a source, by the names of their files: they run on both servers, all others on the newest alone,
+# and so do those of them that are marked `newest_postgres`.
+READS_A_SOURCE = (
+    "test_attach",
+    "test_capture",
+    "test_cdc",
+    "test_migrations",
+    "test_postgres",
+    "test_snapshot",
+    "test_torture",
+    "test_triggers",
+    "test_types",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on the servers of its file, `pg18` and maybe `pg15` in its id; no test runs if a server is missing.
+
+    pytest groups tests by what a session fixture is given, so that each server is started once.
+    """
+    if "postgres_binaries" not in metafunc.fixturenames:
+        return
+    try:
+        servers = [newest_server()]
+        if _is_for_both(metafunc.definition):
+            servers.append(older_server())
+    except LocalSettingError as error:
+        raise pytest.Collector.CollectError(f"error: {error}") from None
+    metafunc.parametrize("postgres_binaries", servers, indirect=True, ids=server_id, scope="session")
+
+
+def _is_for_both(test: pytest.Item) -> bool:
+    reads_a_source = test.path.name.startswith(READS_A_SOURCE)
+    return reads_a_source and test.get_closest_marker("newest_postgres") is None
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """One real Postgres for the whole run."""
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
+def postgres_binaries(request: pytest.FixtureRequest) -> Path:
+    """Folder of the `initdb` and `postgres` that this test runs on, for tests that start servers of their own."""
+    folder: Path = request.param
+    return folder
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One real Postgres of each version for the whole run."""
+    with run_postgres(tmp_path_factory.mktemp("postgres"), binaries=postgres_binaries) as server:
         yield server
 
 

@@ -198,6 +198,7 @@ def test_c15_a_watermark_holds_last_data_offsets_not_those_of_markers(source: So
     assert watermark.next_offsets == tuple(read.get(number, 0) for number in range(6))
 
 
+@pytest.mark.newest_postgres
 def test_c16_a_row_too_large_stops_it_and_is_not_lost(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     capture = daemon("cdc", "run")
@@ -216,6 +217,7 @@ def test_c16_a_row_too_large_stops_it_and_is_not_lost(source: Source, daemon: Da
     source.assert_topic_equals_table("tweets", "tweet_id")
 
 
+@pytest.mark.newest_postgres
 def test_second_instance_waits_and_takes_over_from_a_killed_one(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     settings = {"VIEWKEEPER_CDC_LEASE_SECONDS": "2"}
@@ -231,6 +233,7 @@ def test_second_instance_waits_and_takes_over_from_a_killed_one(source: Source, 
     assert second.terminate() == 0
 
 
+@pytest.mark.newest_postgres
 def test_a_leader_that_was_paused_past_its_lease_publishes_nothing_more(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     settings = {"VIEWKEEPER_CDC_LEASE_SECONDS": "2"}
@@ -298,6 +301,7 @@ def test_snapshot_chunks_follow_the_keys_order_not_that_of_their_text(source: So
     source.assert_topic_equals_table("tweets", "tweet_id")
 
 
+@pytest.mark.newest_postgres
 def test_a_topic_that_was_deleted_under_its_cursor_is_noticed(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     capture = daemon("cdc", "run")
@@ -348,6 +352,7 @@ def test_odd_names_and_keys(source: Source, daemon: Daemons) -> None:
     assert found == expected
 
 
+@pytest.mark.newest_postgres
 def test_the_cursor_is_written_each_second_on_an_idle_system(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     daemon("cdc", "run")
@@ -372,6 +377,7 @@ def test_another_history_of_the_source_is_noticed(source: Source, daemon: Daemon
     assert "another history" in second.log_text()
 
 
+@pytest.mark.newest_postgres
 def test_a_topic_with_records_but_no_cursor_is_refused(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     capture = daemon("cdc", "run")

@@ -51,10 +51,15 @@ def own_postgres_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_c6_what_was_published_survives_a_crash_of_the_source(
-    own_postgres_dir: Path, topic_prefix: str, kafka: KafkaBroker, daemon: Daemons, monkeypatch: pytest.MonkeyPatch
+    own_postgres_dir: Path,
+    postgres_binaries: Path,
+    topic_prefix: str,
+    kafka: KafkaBroker,
+    daemon: Daemons,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Writers with synchronous_commit=off commit without a flush; what was published of them must be on disk."""
-    with run_postgres(own_postgres_dir) as server:
+    with run_postgres(own_postgres_dir, binaries=postgres_binaries) as server:
         url = server.url()
         monkeypatch.setenv("VIEWKEEPER_SOURCE_URL", url)
         for section in ("source", "demo"):
@@ -71,7 +76,10 @@ def test_c6_what_was_published_survives_a_crash_of_the_source(
             wait_until(lambda: len(_published(kafka, topic_prefix)) > 100, what="a hundred published rows")
             os.kill(server.pid, signal.SIGKILL)
     published = _published(kafka, topic_prefix)
-    with run_postgres(own_postgres_dir) as server, connect(server.url(), name="test") as session:
+    with (
+        run_postgres(own_postgres_dir, binaries=postgres_binaries) as server,
+        connect(server.url(), name="test") as session,
+    ):
         kept = {row[0] for row in session.execute("SELECT tweet_id FROM tweets")}
     assert published - kept == set()
 
@@ -96,6 +104,7 @@ def _is_complete(kafka: KafkaBroker, prefix: str) -> bool:
     return any(b'"complete":true' in value for value in values.values())
 
 
+@pytest.mark.newest_postgres
 def test_c8_the_cursor_is_read_past_another_captures_open_transaction(
     kafka: KafkaBroker, topic_prefix: str, settings: CdcSettings
 ) -> None:

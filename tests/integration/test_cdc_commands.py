@@ -61,6 +61,7 @@ def test_attach_waits_for_a_lock_without_making_writers_wait(source_url: str, da
         assert attach.wait() == 0
 
 
+@pytest.mark.newest_postgres
 def test_a_missing_setting_is_named(daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": "", "VIEWKEEPER_CDC_POLL_SECONDS": "soon"})
     assert capture.wait() == 2
@@ -82,12 +83,14 @@ def test_a_refused_login_stops_at_once(source_url: str, daemon: Daemons) -> None
     assert "login refused" in capture.log_text()
 
 
+@pytest.mark.newest_postgres
 def test_an_unknown_kafka_option_is_named(daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_KAFKA_NO_SUCH_OPTION": "1"})
     assert capture.wait() == 2
     assert 'No such configuration property: "no.such.option"' in capture.log_text()
 
 
+@pytest.mark.newest_postgres
 def test_an_unreachable_broker_is_waited_for(daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"})
     line = capture.wait_logged("retrying", timeout_seconds=30)
@@ -95,6 +98,7 @@ def test_an_unreachable_broker_is_waited_for(daemon: Daemons) -> None:
     assert capture.terminate() == 0
 
 
+@pytest.mark.newest_postgres
 def test_an_unreachable_database_is_waited_for(daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": "postgresql://me@127.0.0.1:1/app"})
     wait_until(lambda: len(capture.logged("retrying")) > 1, what="a second try")

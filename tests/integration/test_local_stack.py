@@ -117,21 +117,6 @@ def test_both_servers_keep_their_data_over_a_restart_and_leave_no_process(tmp_pa
     assert cluster_ids[0] == cluster_ids[1]
 
 
-def test_the_servers_settings_are_those_that_capture_and_crash_tests_need(postgres: PostgresServer) -> None:
-    with psycopg.connect(postgres.url()) as session:
-        values = {
-            name: session.execute("SELECT current_setting(%s)", [name]).fetchone()
-            for name in ("fsync", "wal_level", "max_prepared_transactions", "max_connections", "listen_addresses")
-        }
-    assert values == {
-        "fsync": ("on",),
-        "wal_level": ("logical",),
-        "max_prepared_transactions": ("20",),
-        "max_connections": ("200",),
-        "listen_addresses": ("127.0.0.1",),
-    }
-
-
 def test_a_second_copy_on_the_same_folder_is_refused(postgres: PostgresServer, kafka: KafkaBroker) -> None:
     with (
         pytest.raises(LocalSettingError, match=f"in use by process {os.getpid()}"),
