@@ -63,9 +63,9 @@ def probe(tables: Sequence[CapturedTable], *, most_records: int) -> Composed:
         select = SQL("""
             (WITH records AS MATERIALIZED ({records} LIMIT {limit})
              SELECT {number}, {identity} IS DISTINCT FROM {oid}, (SELECT count(*) FROM records),
-                    EXISTS (SELECT FROM ({all_records}) AS unlimited WHERE k1 IS NULL),
+                    EXISTS (SELECT FROM ({all_records}) AS unlimited WHERE mark = 'truncate'),
                     (SELECT ARRAY[{arrays}]
-                     FROM (SELECT DISTINCT {names} FROM records WHERE k1 IS NOT NULL) AS changed))
+                     FROM (SELECT DISTINCT {names} FROM records WHERE mark IS NULL) AS changed))
         """)
         selects.append(
             select.format(
@@ -88,7 +88,7 @@ def key_pages(table: CapturedTable, *, page_keys: int) -> Composed:
     return SQL("""
         SELECT {arrays}
         FROM (SELECT {names}, (row_number() OVER () - 1) / {page_keys} AS page
-              FROM (SELECT DISTINCT {names} FROM ({records}) AS records WHERE k1 IS NOT NULL) AS changed) AS paged
+              FROM (SELECT DISTINCT {names} FROM ({records}) AS records WHERE mark IS NULL) AS changed) AS paged
         GROUP BY page
     """).format(
         arrays=_array_literals(names),
@@ -102,10 +102,9 @@ def images(table: CapturedTable) -> Composed:
     """Select key and row, as JSON text, of the keys in parameters `k1`, `k2`, …; a row that is gone is NULL."""
     names = log_columns(table)
     arrays = [SQL("%(k{})s::{}[]").format(SQL(str(place)), SQL(log_type(c))) for place, c in enumerate(table.key, 1)]
-    keys = [_json_field(column, SQL("changed.{}").format(name)) for name, column in zip(names, table.key, strict=True)]
-    joined = [
-        SQL("r.{} = changed.{}").format(_column(column), name) for name, column in zip(names, table.key, strict=True)
-    ]
+    changed = [_logged(column, name) for name, column in zip(names, table.key, strict=True)]
+    keys = [_json_field(column, value) for column, value in zip(table.key, changed, strict=True)]
+    joined = [SQL("r.{} = {}").format(_column(column), value) for column, value in zip(table.key, changed, strict=True)]
     return SQL("""
         SELECT {key}, CASE WHEN r.{first} IS NOT NULL THEN row_to_json(r.*)::text END
         FROM unnest({arrays}) AS changed({names})
@@ -159,14 +158,20 @@ def log_columns(table: CapturedTable) -> list[Identifier]:
 
 
 def log_type(column: Column) -> str:
-    """Return the type of a key column in the change log: integers are wide there."""
-    return "bigint" if column.type in ("smallint", "integer") else column.type
+    """Return the type of a key column in the change log: integers are wide there, all else is text."""
+    return "bigint" if column.type in ("smallint", "integer", "bigint") else "text"
+
+
+def _logged(column: Column, name: Identifier) -> Composed:
+    """Read a key back from the log: as it is for integers, cast to the column's type for texts."""
+    cast = SQL("") if log_type(column) == "bigint" else SQL(f"::{_doubled(column.cast)}")
+    return SQL("changed.{}{}").format(name, cast)
 
 
 def _records(table: CapturedTable, snapshot: Composable) -> Composed:
     """Select the log records, still visible or not then, of transactions that `snapshot` did not see."""
     part = SQL("""
-        SELECT {names} FROM {log}
+        SELECT mark, {names} FROM {log}
         WHERE xid >= pg_snapshot_xmax({snapshot}) OR xid = ANY (ARRAY(SELECT pg_snapshot_xip({snapshot})))
     """)
     return SQL(" UNION ALL ").join(
@@ -185,7 +190,7 @@ def _beyond(table: CapturedTable, operator: str, parameter: str) -> Composed:
         keys=SQL(", ").join(_column(column) for column in table.key),
         operator=SQL(operator),
         bounds=SQL(", ").join(
-            SQL("%({}_{})s::{}").format(SQL(parameter), SQL(str(place)), SQL(column.type))
+            SQL("%({}_{})s::{}").format(SQL(parameter), SQL(str(place)), SQL(_doubled(column.cast)))
             for place, column in enumerate(table.key, 1)
         ),
     )

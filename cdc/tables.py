@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import psycopg
 from psycopg.rows import class_row
@@ -12,11 +13,15 @@ from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
 
 TABLES_SQL = """
-SELECT t.id AS attachment, t.table_oid AS oid, t.table_schema AS schema, t.table_name AS name, t.key_columns,
-       c.oid IS NOT NULL AS exists,
+SELECT t.id AS attachment, t.table_oid AS oid, t.table_schema AS schema, t.table_name AS name, t.kind, t.level,
+       t.key_columns, c.oid IS NOT NULL AS exists,
        coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_names,
-       coalesce(array_agg(pg_catalog.format_type(base.oid, NULL) ORDER BY a.attnum)
-                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_types
+       coalesce(array_agg(CASE n.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(base.oid, NULL)
+                               ELSE format('%%I.%%I', n.nspname, base.typname) END ORDER BY a.attnum)
+                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_types,
+       coalesce(array_agg(CASE o.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(own.oid, NULL)
+                               ELSE format('%%I.%%I', o.nspname, own.typname) END ORDER BY a.attnum)
+                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_casts
 FROM cdc.captured_table t
 LEFT JOIN pg_catalog.pg_class c
        ON c.oid = t.table_oid AND c.relname = t.table_name AND c.relnamespace = (
@@ -25,22 +30,44 @@ LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND N
 -- A domain is written as the type that it is made from, over however many domains.
 LEFT JOIN LATERAL (
     WITH RECURSIVE made_from AS (
-        SELECT y.oid, y.typbasetype FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid
+        SELECT y.* FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid
         UNION ALL
-        SELECT y.oid, y.typbasetype FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.typbasetype)
-    SELECT m.oid FROM made_from m WHERE m.typbasetype = 0) AS base ON true
+        SELECT y.* FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.typbasetype)
+    SELECT m.oid, m.typname, m.typnamespace FROM made_from m WHERE m.typbasetype = 0) AS base ON true
+LEFT JOIN pg_catalog.pg_namespace n ON n.oid = base.typnamespace
+LEFT JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_namespace o ON o.oid = own.typnamespace
 WHERE t.capture = %(capture)s
 GROUP BY t.id, c.oid
 ORDER BY t.id
 """
 
 
+class Kind(StrEnum):
+    """What a captured relation is; a plain SQL view has no triggers, whoever changes it says so."""
+
+    TABLE = "table"
+    PARTITIONED = "partitioned"
+    VIEW = "view"
+
+
+class Level(StrEnum):
+    """Whether a table's triggers fire once a statement or once a row."""
+
+    STATEMENT = "statement"
+    ROW = "row"
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column with the name of its type, as `format_type` gives it."""
+    """A column: `type` is what it is made from, as `format_type` names it; `cast` its own type, to cast a text to.
+
+    Both are SQL, quoted, and with their schema unless that is pg_catalog. They differ for domains.
+    """
 
     name: str
     type: str
+    cast: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +77,8 @@ class CapturedTable:
     attachment: int
     oid: int
     name: TableName
+    kind: Kind
+    level: Level
     key: tuple[Column, ...]
     columns: tuple[Column, ...]
 
@@ -60,14 +89,19 @@ class _Record:
     oid: int
     schema: str
     name: str
+    kind: str
+    level: str
     key_columns: list[str]
     exists: bool
     column_names: list[str]
     column_types: list[str]
+    column_casts: list[str]
 
     def table(self) -> CapturedTable:
         name = TableName(self.schema, self.name)
-        columns = tuple(Column(*pair) for pair in zip(self.column_names, self.column_types, strict=True))
+        columns = tuple(
+            Column(*parts) for parts in zip(self.column_names, self.column_types, self.column_casts, strict=True)
+        )
         types = {column.name: column for column in columns}
         missing = [column for column in self.key_columns if column not in types]
         if not self.exists or missing:
@@ -77,7 +111,7 @@ class _Record:
                 "delete its topic, and attach it anew"
             )
         key = tuple(types[column] for column in self.key_columns)
-        return CapturedTable(self.attachment, self.oid, name, key, columns)
+        return CapturedTable(self.attachment, self.oid, name, Kind(self.kind), Level(self.level), key, columns)
 
 
 def captured_tables(connection: psycopg.Connection, capture: str) -> tuple[CapturedTable, ...]:

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdc.statements import chunk
-from cdc.tables import CapturedTable
+from cdc.tables import CapturedTable, Kind, Level
 from cdc.tables import Column as SourceColumn
 from cdc.wire import TableName
 from compose.local.postgres import PostgresServer
@@ -51,8 +51,10 @@ def test_truth_comes_back_as_it_was(postgres: PostgresServer, values: list[bool 
 
 def test_times_of_every_age_come_back_as_they_were(postgres: PostgresServer) -> None:
     """What the capture's own SQL writes, the view reads."""
-    key, at = SourceColumn("id", "bigint"), SourceColumn("at", "timestamp with time zone")
-    table = CapturedTable(attachment=1, oid=0, name=TableName("pg_temp", "ages"), key=(key,), columns=(key, at))
+    instant = "timestamp with time zone"
+    key, at = SourceColumn("id", "bigint", "bigint"), SourceColumn("at", instant, instant)
+    name = TableName("pg_temp", "ages")
+    table = CapturedTable(1, 0, name, Kind.TABLE, Level.STATEMENT, key=(key,), columns=(key, at))
     row = Row("pg_temp.ages", (Column("id", ColumnType.BIGINT), Column("at", ColumnType.TIMESTAMPTZ)))
     view = View("ages", "id", row, (), Resource("/ages/{id}", ()))
     times = dict(enumerate([*TIMES, *LATER_TIMES]))

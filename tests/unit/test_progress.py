@@ -4,13 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 from cdc.cursor import Cursor, TableCursor, Watermark, decode_cursor
 from cdc.progress import begun, chunked, polled
-from cdc.tables import CapturedTable, Column
+from cdc.tables import CapturedTable, Column, Kind, Level
 from cdc.wire import TableName
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-KEY = (Column("user_id", "bigint"),)
-USERS = CapturedTable(1, 16384, TableName("public", "users"), KEY, KEY)
-TWEETS = CapturedTable(2, 16385, TableName("public", "tweets"), KEY, KEY)
+KEY = (Column("user_id", "bigint", "bigint"),)
+USERS = CapturedTable(1, 16384, TableName("public", "users"), Kind.TABLE, Level.STATEMENT, KEY, KEY)
+TWEETS = CapturedTable(2, 16385, TableName("public", "tweets"), Kind.TABLE, Level.STATEMENT, KEY, KEY)
 
 
 def offsets(_topic: str) -> tuple[int, ...]:

@@ -16,13 +16,28 @@ CREATE TABLE cdc.captured_table (
     table_oid oid NOT NULL,
     table_schema name NOT NULL,
     table_name name NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('table', 'partitioned', 'view')),
+    level text NOT NULL CHECK (level IN ('statement', 'row')),
     key_columns name[] NOT NULL,
+    -- The type of each key column in the change log: bigint for all integers, text for everything else.
+    key_types text[] NOT NULL,
     -- The part of the change log that writers fill now; the other one is emptied once its rows are published.
     active_part smallint NOT NULL DEFAULT 0 CHECK (active_part IN (0, 1)),
     -- The snapshot up to which the log was emptied, for whoever has to find out what an older cursor has missed.
     pruned_snapshot pg_snapshot,
+    -- Bytes of one part of the change log at which logging stops; the capture sets it.
+    log_limit_bytes bigint NOT NULL DEFAULT 1073741824,
     UNIQUE (capture, table_schema, table_name)
 ) WITH (fillfactor = 50);
+
+-- What a command asks of the running capture; it deletes the row once that is done.
+CREATE TABLE cdc.request (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    capture text NOT NULL REFERENCES cdc.capture,
+    attachment integer NOT NULL REFERENCES cdc.captured_table ON DELETE CASCADE,
+    kind text NOT NULL CHECK (kind = 'snapshot'),
+    requested_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
 
 -- Why a table cannot be captured, or NULL. Key types are those whose equality in SQL is equality of their text.
 CREATE FUNCTION cdc.refusal(target regclass) RETURNS text
@@ -62,6 +77,7 @@ DECLARE
     schema_name name;
     relation_name name;
     keys name[];
+    types text[];
     attached integer;
     log_columns text;
     log_names text;
@@ -78,22 +94,24 @@ BEGIN
 
     -- Log columns are named by position, and integers are wide, so that a renamed or widened key fits the log.
     SELECT array_agg(a.attname ORDER BY k.place),
-           string_agg(format('k%s %s', k.place,
-                             CASE WHEN a.atttypid IN ('smallint'::regtype, 'integer'::regtype) THEN 'bigint'
-                                  ELSE pg_catalog.format_type(a.atttypid, NULL) END), ', ' ORDER BY k.place),
+           array_agg(w.log_type ORDER BY k.place),
+           string_agg(format('k%s %s', k.place, w.log_type), ', ' ORDER BY k.place),
            string_agg(format('k%s', k.place), ', ' ORDER BY k.place),
-           string_agg(format('o.%I', a.attname), ', ' ORDER BY k.place),
-           string_agg(format('n.%I', a.attname), ', ' ORDER BY k.place)
-    INTO keys, log_columns, log_names, old_keys, new_keys
+           string_agg(format('o.%I::%s', a.attname, w.log_type), ', ' ORDER BY k.place),
+           string_agg(format('n.%I::%s', a.attname, w.log_type), ', ' ORDER BY k.place)
+    INTO keys, types, log_columns, log_names, old_keys, new_keys
     FROM pg_catalog.pg_index i,
          LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY k(attnum, place)
-         JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
+         JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum,
+         LATERAL (SELECT CASE WHEN a.atttypid IN ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype)
+                              THEN 'bigint' ELSE 'text' END) w(log_type)
     -- Columns that the index only includes come after those of the key.
     WHERE i.indrelid = target AND i.indisprimary AND a.attrelid = target AND k.place <= i.indnkeyatts;
 
     INSERT INTO cdc.capture (name) VALUES (capture_name) ON CONFLICT DO NOTHING;
-    INSERT INTO cdc.captured_table (capture, table_oid, table_schema, table_name, key_columns)
-    VALUES (capture_name, target, schema_name, relation_name, keys)
+    INSERT INTO cdc.captured_table
+        (capture, table_oid, table_schema, table_name, kind, level, key_columns, key_types)
+    VALUES (capture_name, target, schema_name, relation_name, 'table', 'statement', keys, types)
     ON CONFLICT (capture, table_schema, table_name) DO NOTHING
     RETURNING id INTO attached;
     IF attached IS NULL THEN
@@ -101,11 +119,11 @@ BEGIN
     END IF;
 
     FOR part IN 0..1 LOOP
-        -- A row whose key is all NULL is the mark of a TRUNCATE.
-        EXECUTE format('CREATE TABLE cdc.log_%s_%s (xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(), %s)',
-                       attached, part, log_columns);
+        -- `mark` is NULL for a record of keys, else why a record holds none.
+        EXECUTE format('CREATE TABLE cdc.log_%s_%s (xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(), '
+                       'mark text, %s)', attached, part, log_columns);
         EXECUTE format('CREATE INDEX ON cdc.log_%s_%s (xid)', attached, part);
-        EXECUTE format('CREATE INDEX ON cdc.log_%s_%s (xid) WHERE k1 IS NULL', attached, part);
+        EXECUTE format('CREATE INDEX ON cdc.log_%s_%s (xid) WHERE mark IS NOT NULL', attached, part);
     END LOOP;
 
     PERFORM cdc.create_log_trigger(attached, target, 'insert', log_names,
@@ -114,7 +132,7 @@ BEGIN
         format('SELECT %s FROM old_rows o UNION SELECT %s FROM new_rows n', old_keys, new_keys));
     PERFORM cdc.create_log_trigger(attached, target, 'delete', log_names,
         format('SELECT %s FROM old_rows o', old_keys));
-    PERFORM cdc.create_log_trigger(attached, target, 'truncate', 'k1', 'SELECT NULL');
+    PERFORM cdc.create_log_trigger(attached, target, 'truncate', 'mark', 'SELECT ''truncate''');
     RETURN true;
 END
 $$;
