@@ -1,9 +1,11 @@
 """Changes on their way from the source to a topic: pages of finished bytes, no object a row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
+from cdc.cursor import TableCursor
 from cdc.wire import TableName
 
 KeyAndRow = tuple[bytes, bytes | None]
@@ -26,3 +28,20 @@ class Page:
     changes: Sequence[KeyAndRow]
     read_at_ms: int
     op: Op
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one Kafka transaction publishes: pages, and how far each table has come with them.
+
+    Units are published in the order in which they were read, each after a flush of the source unless `heartbeat`: then
+    nothing but the time has moved. With a `time`, everything of the `current` tables that was committed by then is in
+    this unit or an earlier one. `tokens` are the mark's, as far as this unit has read them.
+    """
+
+    tables: Mapping[str, TableCursor]
+    pages: Sequence[Page] = ()
+    time: datetime | None = None
+    current: frozenset[str] = frozenset()
+    tokens: frozenset[str] = frozenset()
+    heartbeat: bool = False

@@ -22,22 +22,58 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     uncertain: bool = False
 
 
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a table's own snapshot has been published.
+
+    `resume_after` is the key of the last row published, one text a key column, None before the first chunk; `rows` is
+    their number since `began`.
+    """
+
+    began: datetime
+    resume_after: tuple[str, ...] | None = None
+    rows: int = 0
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the keys that the topic held below `end_offsets` have been looked up: below `next_offsets`."""
+
+    next_offsets: tuple[int, ...]
+    end_offsets: tuple[int, ...]
+
+
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What changes with a table when its rows change without a trigger that fires.
+
+    `shape` stands for columns, partitions and triggers, `files` for the files that hold the rows.
+    """
+
+    shape: str
+    files: str
+
+
 class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     """One table's part of a cursor.
 
     `attachment` numbers the change log that `snapshot` is a position in: the `pg_snapshot` up to which changes have
-    been published. `resume_after` is the key (as text, one entry a key column) of the last row that the table's own
-    snapshot has published, while `complete` is false. `next_offsets` is the next offset of each partition of `topic`
-    as known by this capture's delivery reports.
+    been published, or None while there is no position and the table waits to be read anew. `complete` says that the
+    topic has equalled the table since its own snapshot: nothing is `reading` or to `sweep`. `next_offsets` is the next
+    offset of each partition of `topic` as known by this capture. `key` names and types the key columns. `request` is
+    the newest request for a snapshot that was begun; `held_back` lists the keys (JSON) of rows that are too large.
     """
 
     topic: str
     attachment: int
-    snapshot: str
+    snapshot: str | None
     complete: bool
     next_offsets: tuple[int, ...]
-    resume_after: tuple[str, ...] | None = None
+    topic_id: str = ""
+    key: tuple[str, ...] = ()
+    fingerprint: Fingerprint | None = None
+    reading: Reading | None = None
+    sweep: Sweep | None = None
     watermark: Watermark | None = None
+    request: int = 0
+    held_back: tuple[str, ...] = ()
 
 
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):

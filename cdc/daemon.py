@@ -1,19 +1,24 @@
 """The capture as a daemon: wait for the lease, lead until a stop or an error."""
 
-import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 
 import psycopg
 import structlog
 
 from cdc import metrics
+from cdc.ahead import Ahead
 from cdc.capture import Capture
+from cdc.cursor import Cursor
 from cdc.cursors import read_cursors
 from cdc.errors import CatalogChanged
+from cdc.housekeeping import Housekeeping
 from cdc.lease import Lease
-from cdc.pruning import prune
 from cdc.publisher import Publisher
-from cdc.tables import CapturedTable, captured_tables, check_source, selected
+from cdc.reading import Reader
+from cdc.statements import PARTS
+from cdc.tables import CapturedTable, check_source
+from cdc.taking_up import TakingUp
 from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import SESSION, TriggerSource
 from cdc.wire import cursor_topic_name
@@ -27,8 +32,9 @@ from runtime.stop import Stop
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 1.0
-PRUNE_SECONDS = 2.0
+TAKE_SECONDS = 0.25
+"""So often the lease, the stop and the change logs are looked at while there is nothing to publish."""
+MEBIBYTE = 1024 * 1024
 _INIT_SECONDS = 30.0
 
 
@@ -82,46 +88,37 @@ def _lead(
     sender = producer(settings, transactional_id=transactional_id, name="viewkeeper-cdc")
     with kafka_translated("Kafka, init of transactions"):
         sender.init_transactions(_INIT_SECONDS)
-    capture = Capture(
-        settings,
-        source=TriggerSource(reading, settings.cdc_name, where=where, page_rows=settings.cdc_chunk_rows),
-        lease=lease,
-        publisher=Publisher(sender, prefix=settings.topic_prefix, capture=settings.cdc_name),
-        admin=client,
-        cursors=read_cursors(client, settings, stop),
-        health=health,
-        stop=stop,
+    cursors = read_cursors(client, settings, stop)
+    cursor = cursors.get(settings.cdc_name) or Cursor(capture=settings.cdc_name, token="", tables={})
+    taking_up = TakingUp(settings, client, lambda: read_cursors(client, settings, stop))
+    publisher = Publisher(
+        sender,
+        prefix=settings.topic_prefix,
+        capture=settings.cdc_name,
+        limits=taking_up.limits,
+        hold_back=settings.cdc_on_oversize_row == "hold_back",
     )
-    looked_at = pruned_at = float("-inf")
-    tables: tuple[CapturedTable, ...] = ()
-    while not stop.requested:
-        began = time.monotonic()
-        if began - looked_at >= LOOK_SECONDS:
-            tables, looked_at = _look(settings, marking, capture, where), began
-        more = capture.turn()
-        if began - pruned_at >= PRUNE_SECONDS:
-            _prune(marking, capture, tables, where)
-            pruned_at = began
-        if capture.complete:
-            health.ready("leading" if tables else "leading; no table is attached")
-        else:
-            health.not_ready("leading; a snapshot is being read")
-        if not more:
-            stop.wait(max(0.0, settings.cdc_poll_seconds - (time.monotonic() - began)))
+    capture = Capture(cursor, lease=lease, publisher=publisher)
+    reader = Reader(settings, TriggerSource(reading, settings.cdc_name, where=where), taking_up, cursor)
+    keeping = Housekeeping(marking, where=where, part_limit_bytes=settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS))
+
+    def interrupt() -> None:
+        with suppress(psycopg.Error):
+            reading.cancel()
+
+    with Ahead(reader.units, interrupt=interrupt) as units:
+        while not stop.requested:
+            unit = units.take(TAKE_SECONDS)
+            if unit is not None:
+                capture.save(unit)
+                reader.published = capture.cursor.tables
+                _tell(health, capture.cursor, reader.tables)
+            lease.progress(reader.turned_at)
+            keeping.keep(reader.tables, capture.cursor)
 
 
-def _look(
-    settings: CdcSettings, marking: psycopg.Connection, capture: Capture, where: str
-) -> tuple[CapturedTable, ...]:
-    with translated(where):
-        attached = captured_tables(marking, settings.cdc_name)
-    tables = selected(attached, settings.cdc_tables)
-    capture.watch(attached, tables)
-    return tables
-
-
-def _prune(marking: psycopg.Connection, capture: Capture, tables: tuple[CapturedTable, ...], where: str) -> None:
-    for table in tables:
-        published = capture.published_snapshot(table)
-        if published is not None:
-            prune(marking, table, published_snapshot=published, where=where)
+def _tell(health: Health, cursor: Cursor, tables: Sequence[CapturedTable]) -> None:
+    if not all(str(table.name) in cursor.tables and cursor.tables[str(table.name)].complete for table in tables):
+        health.not_ready("leading; a snapshot is being read")
+    else:
+        health.ready("leading" if tables else "leading; no table is attached")

@@ -11,5 +11,9 @@ class CatalogChanged(RetryableError):  # noqa: N818 - the state, as the log read
     """A captured table was altered, detached or replaced while it was read: look at the catalog again."""
 
 
+class HistoryChanged(RetryableError):  # noqa: N818 - the state, as the log reads it
+    """The source is another one than at the session's start: a new session decides what to do."""
+
+
 class WireError(CaptureError):
     """A name, a key, a value or a cursor breaks the wire contract."""

@@ -99,9 +99,12 @@ class Lease:
             over.set()
             thread.join()
 
-    def progress(self) -> None:
-        """Note that the leader's loop goes on; raise what kept the lease from being renewed, LeadershipLost mostly."""
-        self._progress_at = time.monotonic()
+    def progress(self, turned_at: float) -> None:
+        """Note when (`time.monotonic()`) the leader's loop has turned last.
+
+        Raises what kept the lease from being renewed, LeadershipLost mostly.
+        """
+        self._progress_at = turned_at
         if self._lost is not None:
             raise self._lost
 

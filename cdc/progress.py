@@ -1,68 +1,115 @@
-"""How a cursor moves: pure, with what was published as arguments."""
+"""How a table's part of the cursor moves: pure, with what was read and published as arguments."""
 
-from collections.abc import Callable, Iterable
 from datetime import datetime
+from enum import StrEnum
 
 from msgspec.structs import replace
 
-from cdc.cursor import Cursor, TableCursor, Watermark
-from cdc.tables import CapturedTable
+from cdc.cursor import Fingerprint, Reading, Sweep, TableCursor, Watermark
 
-NextOffsets = Callable[[str], tuple[int, ...]]
+
+class Phase(StrEnum):
+    """What a table needs next, besides the polls."""
+
+    WAITING = "waiting to be read anew"
+    READING = "its snapshot is being read"
+    SWEEPING = "keys that are gone are being looked for"
+    COMPLETE = "complete"
+
+
+def phase(table: TableCursor) -> Phase:
+    """Return what a table needs next."""
+    if table.snapshot is None:
+        return Phase.WAITING
+    if table.reading is not None:
+        return Phase.READING
+    return Phase.COMPLETE if table.complete else Phase.SWEEPING
+
+
+def waiting(table: TableCursor) -> TableCursor:
+    """Give up a table's position: it is to be read anew, once that can begin."""
+    return replace(table, snapshot=None, complete=False, reading=None, sweep=None)
 
 
 def begun(
-    cursor: Cursor,
-    tables: Iterable[CapturedTable],
+    table: TableCursor,
     *,
-    topic: Callable[[CapturedTable], str],
     snapshot: str,
-    next_offsets: NextOffsets,
-) -> Cursor:
-    """Add tables whose own snapshot begins now; changes that `snapshot` does not see are for the polls."""
-    fresh = {
-        str(table.name): TableCursor(
-            topic=topic(table),
-            attachment=table.attachment,
-            snapshot=snapshot,
-            complete=False,
-            next_offsets=next_offsets(topic(table)),
-        )
-        for table in tables
-    }
-    return replace(cursor, tables={**cursor.tables, **fresh})
+    fingerprint: Fingerprint | None,
+    time: datetime,
+    end_offsets: tuple[int, ...],
+    request: int | None = None,
+) -> TableCursor:
+    """Begin a table's own snapshot; changes that `snapshot` does not see are for the polls.
 
-
-def polled(
-    cursor: Cursor, tables: Iterable[CapturedTable], *, time: datetime, snapshot: str | None, next_offsets: NextOffsets
-) -> Cursor:
-    """Move `tables` to a round's snapshot and, where their own snapshot is complete, their watermarks to its time.
-
-    Without a snapshot, when the round was idle, only the watermarks' time moves: nothing visible has changed since
-    the previous snapshot.
+    Keys that the topic holds below `end_offsets` are looked up at its end: those that are gone would stay for ever.
     """
-    moved = dict(cursor.tables)
-    for table in tables:
-        before = moved[str(table.name)]
-        offsets = next_offsets(before.topic)
-        moved[str(table.name)] = replace(
-            before,
-            snapshot=snapshot or before.snapshot,
-            next_offsets=offsets,
-            watermark=_watermark(before, time, offsets) if before.complete else None,
-        )
-    return replace(cursor, tables=moved)
+    return replace(
+        table,
+        snapshot=snapshot,
+        complete=False,
+        fingerprint=fingerprint,
+        reading=Reading(began=time),
+        sweep=_sweep(end_offsets),
+        request=table.request if request is None else request,
+    )
 
 
-def chunked(cursor: Cursor, table: CapturedTable, *, end: tuple[str, ...] | None, next_offsets: NextOffsets) -> Cursor:
-    """Note that a chunk that ends at key `end` was published; None when it was the last of the table's snapshot."""
-    before = cursor.tables[str(table.name)]
-    after = replace(before, resume_after=end, complete=end is None, next_offsets=next_offsets(before.topic))
-    return replace(cursor, tables={**cursor.tables, str(table.name): after})
+def chunked(table: TableCursor, *, end: tuple[str, ...] | None, rows: int) -> TableCursor:
+    """Note that a chunk of so many rows ends at key `end`, None when it was the last of the table's snapshot."""
+    if table.reading is None:
+        return table
+    if end is None:
+        return replace(table, reading=None, complete=table.sweep is None)
+    return replace(table, reading=replace(table.reading, resume_after=end, rows=table.reading.rows + rows))
 
 
-def _watermark(before: TableCursor, time: datetime, next_offsets: tuple[int, ...]) -> Watermark:
+def truncated(table: TableCursor, *, end_offsets: tuple[int, ...]) -> TableCursor:
+    """Note a TRUNCATE, which logs no keys: every key that the topic holds is to be looked up."""
+    sweep = _sweep(end_offsets)
+    return replace(table, sweep=sweep, complete=table.complete and sweep is None)
+
+
+def swept(table: TableCursor, *, next_offsets: tuple[int, ...] | None) -> TableCursor:
+    """Note that the sweep has come so far; None when it is at its end."""
+    if table.sweep is None:
+        return table
+    if next_offsets is None:
+        return replace(table, sweep=None, complete=table.reading is None)
+    return replace(table, sweep=replace(table.sweep, next_offsets=next_offsets))
+
+
+def published(
+    table: TableCursor,
+    before: TableCursor | None,
+    *,
+    next_offsets: tuple[int, ...],
+    time: datetime | None,
+    held_back: tuple[str, ...] = (),
+) -> TableCursor:
+    """Complete a table's part with what the publisher knows; `before` is the part that was published last.
+
+    With a `time`, everything committed by then has been published: the watermark moves there. Without one it stays,
+    and a table that is not complete has none.
+    """
+    earlier = before.watermark if before is not None and before.attachment == table.attachment else None
+    if not table.complete:
+        watermark = None
+    elif time is None:
+        watermark = earlier
+    else:
+        watermark = _watermark(earlier, time, next_offsets)
+    return replace(table, next_offsets=next_offsets, watermark=watermark, held_back=held_back)
+
+
+def _sweep(end_offsets: tuple[int, ...]) -> Sweep | None:
+    if not any(end_offsets):
+        return None
+    return Sweep(next_offsets=(0,) * len(end_offsets), end_offsets=end_offsets)
+
+
+def _watermark(before: Watermark | None, time: datetime, next_offsets: tuple[int, ...]) -> Watermark:
     # A watermark never goes back: while the source's clock is behind, the last time stands and is uncertain.
-    if before.watermark is not None and time < before.watermark.time:
-        return Watermark(time=before.watermark.time, next_offsets=next_offsets, uncertain=True)
+    if before is not None and time < before.time:
+        return Watermark(time=before.time, next_offsets=next_offsets, uncertain=True)
     return Watermark(time=time, next_offsets=next_offsets)

@@ -1,8 +1,10 @@
 """Emptying change logs: writers move to a log's other part, and the one they left is truncated once it is published."""
 
+from collections.abc import Callable
+
 import psycopg
 import structlog
-from psycopg.sql import SQL, Literal
+from psycopg.sql import SQL, Composed, Literal
 
 from cdc.statements import PARTS, log_name
 from cdc.tables import CapturedTable
@@ -13,9 +15,12 @@ log = structlog.get_logger()
 SWITCH_BYTES = 1024 * 1024
 """Writers move to the other part when theirs has grown to this size."""
 
-_SIZES = "SELECT pg_catalog.pg_relation_size({}), pg_catalog.pg_relation_size({}), active_part"
+_SIZES = """
+SELECT pg_catalog.pg_relation_size({}), pg_catalog.pg_relation_size({}), active_part
+FROM cdc.captured_table WHERE id = %(attachment)s
+"""
 _SWITCH = "UPDATE cdc.captured_table SET active_part = 1 - active_part WHERE id = %(attachment)s"
-_PRUNED = "UPDATE cdc.captured_table SET pruned_snapshot = %(snapshot)s WHERE id = %(attachment)s"
+_PRUNED = "UPDATE cdc.captured_table SET pruned_snapshot = {snapshot} WHERE id = %(attachment)s"
 # Waiting in the lock's queue would make writers and polls wait behind us.
 _LOCK = "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT"
 # The poll's own condition, which the index on xid answers: writers wait while this runs.
@@ -31,23 +36,50 @@ def prune(connection: psycopg.Connection, table: CapturedTable, *, published_sna
 
     `published_snapshot` is the table's snapshot in the newest cursor that Kafka has committed.
     """
+    snapshot = Literal(published_snapshot)
+
+    def published(part: int) -> bool:
+        check = SQL(_UNPUBLISHED).format(log=log_name(table, part), snapshot=snapshot)
+        return connection.execute(check).fetchone() == (False,)
+
+    _step(connection, table, SWITCH_BYTES, snapshot.as_string(), published, where)
+
+
+def empty(connection: psycopg.Connection, table: CapturedTable, *, where: str) -> None:
+    """Empty the change log of a table that will be read anew; does at most one step, waits for nobody.
+
+    Kafka has committed that the table has no position. Who skipped logging holds a lock on the part until its
+    transaction ends, so that once the part is empty all of them are in the snapshots to come.
+    """
+    _step(connection, table, 1, "pg_catalog.pg_current_snapshot()", lambda _part: True, where)
+
+
+def _step(
+    connection: psycopg.Connection,
+    table: CapturedTable,
+    switch_bytes: int,
+    snapshot: str,
+    may_go: Callable[[int], bool],
+    where: str,
+) -> None:
     sizes_sql = SQL(_SIZES).format(*(Literal(log_name(table, part).as_string()) for part in PARTS))
     values = {"attachment": table.attachment}
     with translated(where):
-        row = connection.execute(
-            sizes_sql + SQL(" FROM cdc.captured_table WHERE id = %(attachment)s"), values
-        ).fetchone()
+        row = connection.execute(sizes_sql, values).fetchone()
         if row is None:
             return
         *sizes, active_part = row
         if sizes[1 - active_part] > 0:
-            _empty(connection, table, 1 - active_part, published_snapshot)
-        elif sizes[active_part] >= SWITCH_BYTES:
+            pruned = SQL(_PRUNED).format(snapshot=SQL(snapshot))
+            _truncate(connection, table, 1 - active_part, pruned, may_go)
+        elif sizes[active_part] >= switch_bytes:
             connection.execute(_SWITCH, values)
 
 
-def _empty(connection: psycopg.Connection, table: CapturedTable, part: int, published_snapshot: str) -> None:
-    """Truncate a part that writers have left, unless one of them still fills it or a record is not yet published.
+def _truncate(
+    connection: psycopg.Connection, table: CapturedTable, part: int, pruned: Composed, may_go: Callable[[int], bool]
+) -> None:
+    """Truncate a part that writers have left, unless one of them still fills it or a record is still needed.
 
     The check comes after the lock, in a statement of its own under READ COMMITTED, so that it sees what writers
     committed while the lock was being granted.
@@ -56,10 +88,8 @@ def _empty(connection: psycopg.Connection, table: CapturedTable, part: int, publ
     try:
         with translated(f"{table.name}: change log"), connection.transaction():
             connection.execute(SQL(_LOCK).format(name))
-            check = SQL(_UNPUBLISHED).format(log=name, snapshot=Literal(published_snapshot))
-            if connection.execute(check).fetchone() == (False,):
-                values = {"attachment": table.attachment, "snapshot": published_snapshot}
-                connection.execute(_PRUNED, values)
+            if may_go(part):
+                connection.execute(pruned, {"attachment": table.attachment})
                 connection.execute(SQL(_TRUNCATE).format(name))
     except LockNotAvailable:
         log.debug("change_log_in_use", table=str(table.name), part=part)

@@ -1,18 +1,22 @@
 """Publishing: pages of changes, then the cursor that covers them, in one Kafka transaction."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from cdc import metrics
-from cdc.change import Op, Page
-from cdc.cursor import Cursor
+from cdc.change import KeyAndRow, Op, Page
+from cdc.cursor import Cursor, TableCursor
 from cdc.errors import CaptureError
 from cdc.wire import OP_HEADER, SOURCE_TIME_HEADER, TABLE_HEADER, cursor_topic_name, topic_name
-from runtime.kafka import REQUEST_SECONDS, TRANSACTION_TIMEOUT_SECONDS, kafka_error, translated
+from runtime.kafka import kafka_error, translated
+
+log = structlog.get_logger()
 
 Headers = list[tuple[str, str | bytes | None]]
+OnDelivery = Callable[[KafkaError | None, Message], None]
 
 _QUEUE_FULL_WAIT_SECONDS = 0.1
 _COMMIT_SECONDS = 30.0
@@ -21,68 +25,78 @@ _COMMIT_SECONDS = 30.0
 class Publisher:
     """One leader's transactional producer, with the next offset of each partition that it writes.
 
-    After any error of the producer throw the whole publisher away: the next one's `init_transactions` ends what is
-    open, and the cursor is read back.
+    `limits` has the largest record, in bytes, that each topic takes; with `hold_back`, larger rows are left out and
+    listed. After any error of the producer throw the whole publisher away: the next one's `init_transactions` ends what
+    is open, and the cursor is read back.
     """
 
-    def __init__(self, producer: Producer, *, prefix: str, capture: str) -> None:
+    def __init__(
+        self, producer: Producer, *, prefix: str, capture: str, limits: Mapping[str, int], hold_back: bool
+    ) -> None:
         self._producer = producer
-        self._prefix = prefix
         self._capture = capture
+        self._prefix = prefix
         self._cursor_topic = cursor_topic_name(prefix)
+        self._limits = limits
+        self._hold_back = hold_back
+        self._topics: dict[str, str] = {}
         self._next_offsets: dict[str, list[int]] = {}
+        self._held: dict[str, set[bytes]] = {}
         self._failure: Exception | None = None
         self._open = False
-        self.records = 0
 
-    def know(self, topic: str, next_offsets: tuple[int, ...]) -> None:
-        """Take over the next offsets of a topic from the cursor."""
-        self._next_offsets[topic] = list(next_offsets)
+    def know(self, table: TableCursor) -> None:
+        """Take over what the cursor says of a topic that is not known yet, or not under this id."""
+        if self._topics.get(table.topic) != table.topic_id:
+            self._topics[table.topic] = table.topic_id
+            self._next_offsets[table.topic] = list(table.next_offsets)
+            self._held[table.topic] = {key.encode() for key in table.held_back}
 
     def next_offsets(self, topic: str) -> tuple[int, ...]:
         """Return a topic's next offsets: those that it had, moved by the delivery reports since."""
         return tuple(self._next_offsets[topic])
 
+    def held_back(self, topic: str) -> tuple[str, ...]:
+        """Return the keys of the rows that are left out, since they are too large."""
+        return tuple(sorted(key.decode() for key in self._held[topic]))
+
     def publish(self, page: Page) -> None:
         """Add a page to the open Kafka transaction, which is begun if there is none.
 
-        Raises CaptureError for a record that is larger than the producer or the broker takes.
+        Raises CaptureError for a record that is larger than the topic takes, unless such are held back.
         """
+        if not page.changes:
+            return
         self._begin()
         topic = topic_name(self._prefix, page.table)
-        headers = _headers(page, page.op)
-        deleted = _headers(page, Op.DELETE)
-        for key, row in page.changes:
-            self._produce(topic, key, row, headers if row is not None else deleted)
-        self.records += len(page.changes)
+        changes = self._fitting(topic, page.changes)
+        upserted, deleted = _headers(page, page.op), _headers(page, Op.DELETE)
+        produce, delivered = self._producer.produce, self._delivered_to(topic)
+        # One call a record and nothing else: these calls are most of what capture costs.
+        for key, row in changes:
+            headers = deleted if row is None else upserted
+            try:
+                produce(topic, row, key, headers=headers, on_delivery=delivered)
+            except (BufferError, KafkaException):
+                self._produce(topic, key, row, headers, delivered)
         self._producer.poll(0)
-        metrics.CHANGES_PUBLISHED.labels(str(page.table)).inc(len(page.changes))
+        metrics.CHANGES_PUBLISHED.labels(str(page.table)).inc(len(changes))
 
-    def commit(self, flush: Callable[[], str], cursor: Callable[[str], Cursor] | None) -> None:
+    def commit(self, flush: Callable[[], str], cursor: Callable[[str], Cursor]) -> None:
         """Commit the open transaction, after `flush` has flushed the source; its token goes into the cursor.
 
         `cursor` makes the cursor record, once the offsets of everything before it are known; it is produced last.
-        Without it the transaction covers a part of a round only.
         """
         self._begin()
         # The source flushes while the broker takes the records.
         token = flush()
-        if cursor is not None:
-            self._deliver()
-            record = cursor(token).encode()
-            self._produce(self._cursor_topic, self._capture.encode(), record, None)
+        self._deliver()
+        record = cursor(token).encode()
+        self._produce(self._cursor_topic, self._capture.encode(), record, None, self._delivered_to(self._cursor_topic))
         self._deliver()
         with translated("Kafka, commit of a transaction"):
             self._producer.commit_transaction(_COMMIT_SECONDS)
         self._open = False
-        self.records = 0
-
-    def abort(self) -> None:
-        """Abort the open transaction, if there is one."""
-        if self._open:
-            with translated("Kafka, abort of a transaction"):
-                self._producer.abort_transaction(REQUEST_SECONDS)
-            self._open = False
 
     def _begin(self) -> None:
         if not self._open:
@@ -90,11 +104,32 @@ class Publisher:
                 self._producer.begin_transaction()
             self._open = True
 
-    def _produce(self, topic: str, key: bytes, value: bytes | None, headers: Headers | None) -> None:
-        deadline = time.monotonic() + TRANSACTION_TIMEOUT_SECONDS
+    def _fitting(self, topic: str, changes: Sequence[KeyAndRow]) -> Sequence[KeyAndRow]:
+        """Return the changes that the topic takes, and note which keys are held back, and which no longer are."""
+        most_bytes, held = self._limits[topic], self._held[topic]
+        largest = max((len(row) for _, row in changes if row is not None), default=0)
+        if largest <= most_bytes and not held:
+            return changes
+        fitting = []
+        for key, row in changes:
+            if row is not None and len(row) > most_bytes:
+                if not self._hold_back:
+                    raise _too_large(topic, key, row)
+                log.warning("row_held_back", topic=topic, key=key.decode(errors="replace"), bytes=len(row))
+                held.add(key)
+            else:
+                held.discard(key)
+                fitting.append((key, row))
+        return fitting
+
+    def _produce(
+        self, topic: str, key: bytes, value: bytes | None, headers: Headers | None, delivered: OnDelivery
+    ) -> None:
+        """Produce a record, and wait while the producer's queue is full."""
+        deadline = time.monotonic() + _COMMIT_SECONDS
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=headers, on_delivery=self._delivered)
+                self._producer.produce(topic, value, key, headers=headers, on_delivery=delivered)
             except BufferError:
                 self._producer.poll(_QUEUE_FULL_WAIT_SECONDS)
                 if time.monotonic() > deadline:
@@ -111,19 +146,17 @@ class Publisher:
         if self._failure is not None:
             raise self._failure
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            key, value = message.key(), message.value()
-            self._failure = self._failure or _refused(
-                error,
-                str(message.topic()),
-                key if isinstance(key, bytes) else b"",
-                value if isinstance(value, bytes) else None,
-            )
-            return
-        next_offsets = self._next_offsets.get(message.topic())  # type: ignore[arg-type] # set once delivered
-        if next_offsets is not None:
-            next_offsets[message.partition()] = message.offset() + 1  # type: ignore[index, operator] # as above
+    def _delivered_to(self, topic: str) -> OnDelivery:
+        """Return a delivery report's handler, which runs once a record: it moves the topic's next offsets."""
+        next_offsets = self._next_offsets.setdefault(topic, [0])
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                next_offsets[message.partition()] = message.offset() + 1  # type: ignore[index, operator] # set by then
+            elif self._failure is None:
+                self._failure = _refused(error, topic, message.key(), message.value())  # type: ignore[arg-type] # bytes
+
+        return delivered
 
 
 def _headers(page: Page, op: Op) -> Headers:
@@ -134,11 +167,15 @@ def _headers(page: Page, op: Op) -> Headers:
     ]
 
 
-def _refused(error: KafkaError, topic: str, key: bytes, value: bytes | None) -> Exception:
+def _refused(error: KafkaError, topic: str, key: bytes, row: bytes | None) -> Exception:
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-        size_bytes = len(key) + len(value or b"")
-        return CaptureError(
-            f"topic {topic}: the row with key {key.decode(errors='replace')[:200]} is {size_bytes} bytes, more than "
-            "VIEWKEEPER_KAFKA_MESSAGE_MAX_BYTES and the topic's max.message.bytes allow; raise both, or shorten the row"
-        )
+        return _too_large(topic, key, row or b"")
     return kafka_error(error, f"topic {topic}")
+
+
+def _too_large(topic: str, key: bytes, row: bytes) -> CaptureError:
+    return CaptureError(
+        f"topic {topic}: the row with key {key.decode(errors='replace')[:200]} is {len(key) + len(row)} bytes, more "
+        "than VIEWKEEPER_KAFKA_MESSAGE_MAX_BYTES and the topic's max.message.bytes allow; raise both, or shorten the "
+        "row, or set VIEWKEEPER_CDC_ON_OVERSIZE_ROW=hold_back, which publishes the others"
+    )

@@ -1,6 +1,7 @@
 """Changelog topics: made when they are missing, checked when they are there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -19,31 +20,56 @@ CHANGELOG_CONFIG = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * 
 CURSOR_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(1024 * 1024), "segment.ms": str(60 * 1000)}
 
 
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as it is now: its identity, its partition count and the largest batch that it takes."""
+
+    name: str
+    topic_id: str
+    partitions: int
+    max_message_bytes: int
+
+
 def ensure_topic(
-    client: AdminClient, settings: CdcSettings, topic: str, *, partitions: int, config: Mapping[str, str]
-) -> int:
-    """Make a compacted topic if it is missing; return its partition count, which may be another than asked for.
+    client: AdminClient, settings: CdcSettings, name: str, *, partitions: int, config: Mapping[str, str]
+) -> Topic:
+    """Make a compacted topic if it is missing; return it as it is, perhaps with another partition count.
 
     Raises CaptureError if a topic is there whose policy is not `compact` alone.
     """
-    where = f"topic {topic}"
+    where = f"topic {name}"
     with translated(where):
         known = client.list_topics(timeout=REQUEST_SECONDS).topics
-    if topic not in known and _created(client, settings, topic, partitions, config):
-        _wait_for_leaders(client, topic, partitions)
-        log.info("topic_created", topic=topic, partitions=partitions)
+    if name not in known and _created(client, settings, name, partitions, config):
+        _wait_for_leaders(client, name, partitions)
+        log.info("topic_created", topic=name, partitions=partitions)
+    topic_id, count = topic_identities(client, [name])[name]
     with translated(where):
-        resource = ConfigResource(ResourceType.TOPIC, topic)
+        resource = ConfigResource(ResourceType.TOPIC, name)
         entries = client.describe_configs([resource], request_timeout=REQUEST_SECONDS)[resource].result()
-        described = client.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_SECONDS)
-        count = len(described[topic].result().partitions)
     policy = entries["cleanup.policy"].value
     if policy != "compact":
         raise CaptureError(
             f"{where} has cleanup.policy={policy}: it would lose rows that did not change for long; "
             "set the policy to compact, or another VIEWKEEPER_TOPIC_PREFIX"
         )
-    return count
+    return Topic(name, topic_id, count, int(entries["max.message.bytes"].value))
+
+
+def topic_identities(client: AdminClient, names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Return id and partition count of those of the named topics that exist."""
+    found = {}
+    futures = client.describe_topics(TopicCollection(list(names)), request_timeout=REQUEST_SECONDS)
+    for name, future in futures.items():
+        with translated(f"topic {name}"):
+            try:
+                described = future.result()
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                raise
+        found[name] = (str(described.topic_id), len(described.partitions))
+    return found
 
 
 def end_offsets(client: AdminClient, topic: str, partitions: int, *, isolation: IsolationLevel) -> tuple[int, ...]:

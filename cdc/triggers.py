@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 
 import psycopg
 from psycopg.sql import Composed
@@ -16,7 +17,9 @@ from psycopg.types.string import ByteaBinaryLoader
 from cdc import statements
 from cdc.change import KeyAndRow, Op, Page
 from cdc.errors import CaptureError, CatalogChanged
-from cdc.tables import CapturedTable
+from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
+from cdc.pruning import empty
+from cdc.tables import CapturedTable, captured_tables
 from cdc.wire import TableName
 from runtime.postgres import LockNotAvailable, translated
 
@@ -48,18 +51,36 @@ SESSION = {
 # Tens of records a poll: the planner's guess for a log without statistics would be a sequential scan.
 _READER = {"enable_seqscan": "off"}
 
+_REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
+_COMPLETE = "SELECT cdc.complete(%(attachment)s)"
+_PRUNED = """
+SELECT t.id FROM cdc.captured_table t
+JOIN unnest(%(attachments)s::integer[], %(snapshots)s::pg_snapshot[]) AS c (id, snapshot) ON c.id = t.id
+WHERE pg_snapshot_xmax(t.pruned_snapshot) > pg_snapshot_xmax(c.snapshot)
+   OR EXISTS (SELECT FROM pg_snapshot_xip(c.snapshot) AS open (xid)
+              WHERE pg_visible_in_snapshot(open.xid, t.pruned_snapshot))
+"""
+
 Snapshots = Mapping[TableName, str]
-Literals = Sequence[str | list[str]]
+Literals = Sequence[str | Sequence[str]]
 """Keys as arrays, one a key column: an array literal, or a list of texts."""
 
 
-@dataclass(slots=True)
+class Mark(StrEnum):
+    """What a change log says besides keys."""
+
+    TRUNCATE = "truncate"
+    LIMIT = "limit"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a round found in one table's change log."""
 
     table: CapturedTable
     records: int
-    truncated: bool
+    marks: frozenset[Mark]
     keys: Literals
 
 
@@ -74,7 +95,7 @@ class Round:
 
     time: datetime
     snapshot: str
-    tokens: tuple[str, str]
+    tokens: frozenset[str]
     tables: tuple[CapturedTable, ...]
     found: list[Found] = field(default_factory=list)
 
@@ -84,22 +105,43 @@ class Round:
         return int(self.time.timestamp() * 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A chunk of a table's snapshot: its rows, and the key of its last row, or None when it was the last chunk."""
+class Drain:
+    """The keys of a round that is too large for one page; they outlive the transaction that found them.
 
-    page: Page
-    end: tuple[str, ...] | None
+    `snapshot` is the round's: with the last page everything up to it has been read.
+    """
+
+    def __init__(self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
+        self.found = found
+        self.snapshot = snapshot
+        self._cursor = cursor
+        self._where = where
+        self._next: Literals | None = None
+
+    def peek(self) -> Literals | None:
+        """Return the next page of keys, the same until `advance`; None after the last."""
+        if self._next is None:
+            with translated(self._where):
+                self._next = self._cursor.fetchone()
+        return self._next
+
+    def advance(self) -> None:
+        """Go on to the page after the one that `peek` gave."""
+        self._next = None
+
+    def close(self) -> None:
+        """Free what the server keeps."""
+        with translated(self._where):
+            self._cursor.close()
 
 
 class TriggerSource:
-    """Reads captured tables over one connection, in transactions that each last for a round or a chunk."""
+    """Reads captured tables over one connection, in transactions that each last for a round or a page."""
 
-    def __init__(self, connection: psycopg.Connection, capture: str, *, where: str, page_rows: int) -> None:
+    def __init__(self, connection: psycopg.Connection, capture: str, *, where: str) -> None:
         self._connection = connection
         self._capture = capture
         self._where = where
-        self._page_rows = page_rows
         self._sql: dict[object, bytes] = {}
         # JSON leaves Postgres as the bytes that go to Kafka: nothing is decoded.
         self._row_cursor: psycopg.Cursor[KeyAndRow] = connection.cursor(binary=True)
@@ -108,72 +150,109 @@ class TriggerSource:
             for setting, value in _READER.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (setting, value))
 
-    @contextmanager
-    def round(self, tables: Sequence[CapturedTable], previous: Snapshots) -> Iterator[Round]:
-        """Find what changed in `tables` since their `previous` snapshots; the rows are read while it is open.
-
-        A table without a previous snapshot begins here: what it held before is for its snapshot to read.
-        """
+    def attached(self) -> tuple[CapturedTable, ...]:
+        """Return what is attached to the capture now; raise CaptureError if a table or its key is not as it was."""
         with translated(self._where):
-            readable = self._begin(tables)
-            try:
-                round_ = self._head(readable)
-                known = [table for table in readable if table.name in previous]
-                if known:
-                    round_.found = list(self._probe(known, previous))
-                yield round_
-            finally:
-                self._end()
+            return captured_tables(self._connection, self._capture)
 
-    def pages(self, round_: Round, found: Found, previous: Snapshots) -> Iterator[Page]:
-        """Read the rows that a round found changed, in pages of bounded size."""
-        if found.records <= self._page_rows:
-            yield self.images(round_, found.table, found.keys)
-            return
-        table = found.table
-        pages = self._render((table, "pages"), lambda: statements.key_pages(table, page_keys=self._page_rows))
-        with translated(self._where), self._connection.cursor("viewkeeper_keys") as cursor:
-            cursor.itersize = 1
-            cursor.execute(pages, {"snapshot": previous[table.name]})
-            for keys in cursor:
-                yield self.images(round_, table, keys)
+    def requests(self) -> dict[int, int]:
+        """Return the newest request for a snapshot of each attachment that has one."""
+        with translated(self._where):
+            return dict(self._connection.execute(_REQUESTS, {"capture": self._capture}).fetchall())
+
+    def pruned_beyond(self, snapshots: Mapping[int, str]) -> set[int]:
+        """Return the attachments whose change log was emptied further than these snapshots reach."""
+        values = {"attachments": list(snapshots), "snapshots": list(snapshots.values())}
+        with translated(self._where):
+            return {attachment for (attachment,) in self._connection.execute(_PRUNED, values)}
+
+    def arm(self, table: CapturedTable) -> None:
+        """Add the triggers that partitions lack which were attached later; raise LockNotAvailable if one is in use."""
+        with translated(self._where):
+            self._connection.execute(_COMPLETE, {"attachment": table.attachment})
+
+    def empty(self, table: CapturedTable) -> None:
+        """Empty the change log of a table that waits to be read anew, a step at a time."""
+        empty(self._connection, table, where=self._where)
+
+    @contextmanager
+    def round(
+        self, tables: Sequence[CapturedTable], previous: Snapshots, page_rows: Callable[[CapturedTable], int]
+    ) -> Iterator[Round]:
+        """Find what changed since their `previous` snapshots in those `tables` that have one.
+
+        The rows are read while it is open. Of a table with more records than its `page_rows` only their number and
+        their marks are known.
+        """
+        with translated(self._where), self._reading(tables) as readable:
+            round_ = self._head(readable)
+            known = [table for table in readable if table.name in previous]
+            if known:
+                round_.found = list(self._probe(known, previous, [page_rows(table) for table in known]))
+            yield round_
+
+    def seen(self, tables: Sequence[CapturedTable]) -> dict[int, Seen]:
+        """Return what tables look like in the open transaction's snapshot, by attachment."""
+        rows = self._connection.execute(FINGERPRINTS_SQL, parameters(tables), prepare=True)
+        return {attachment: Seen(*looks) for attachment, *looks in rows}
+
+    def limit_reached(self, table: CapturedTable) -> bool:
+        """Return whether logging has stopped because a part of the change log is full."""
+        sql = self._render((table, "limit"), lambda: statements.limit_reached(table))
+        return self._connection.execute(sql).fetchone() is not None
 
     def images(self, round_: Round, table: CapturedTable, keys: Literals) -> Page:
-        """Read the rows of `keys` as they are in the round's snapshot; a row that is gone is None."""
+        """Read the rows of logged `keys` as they are in the round's snapshot; a row that is gone is None."""
         rows: Sequence[KeyAndRow] = ()
-        if keys and keys[0] is not None:
-            values = {f"k{place}": array for place, array in enumerate(keys, 1)}
-            rows = self._rows(self._render((table, "images"), lambda: statements.images(table)), values)
+        if keys and keys[0]:
+            rows = self._rows(self._render((table, "images"), lambda: statements.images(table)), _arrays(keys))
         return Page(table.name, rows, round_.read_at_ms, Op.UPSERT)
 
-    def chunk(self, table: CapturedTable, after: tuple[str, ...] | None) -> Chunk | None:
-        """Read the next chunk of a table's snapshot, in a snapshot of its own; None while the table is locked."""
-        resumed = after is not None
-        values = {f"after_{place}": text for place, text in enumerate(after or (), 1)}
-        end_sql = self._render(
-            (table, "end", resumed),
-            lambda: statements.chunk_end(table, chunk_rows=self._page_rows, resumed=resumed),
-        )
-        with translated(self._where):
-            if not self._begin((table,)):
-                self._end()
+    def drain(self, round_: Round, found: Found, previous: Snapshots, *, page_keys: int) -> Drain:
+        """Take the keys of a round with more records than a page, for pages that are read one by one."""
+        cursor = self._connection.cursor(f"viewkeeper_keys_{found.table.attachment}", withhold=True)
+        cursor.itersize = 1
+        pages = statements.key_pages(found.table, page_keys=page_keys)
+        cursor.execute(pages, {"snapshot": previous[found.table.name]})
+        return Drain(found, round_.snapshot, cursor, where=self._where)
+
+    def page(self, table: CapturedTable, keys: Literals) -> Page | None:
+        """Read the rows of logged `keys` in a snapshot of their own; None while the table is locked."""
+        with translated(self._where), self._reading((table,)) as readable:
+            return self.images(self._head(readable), table, keys) if readable else None
+
+    def gone(self, table: CapturedTable, keys: Literals) -> Page | None:
+        """Return deletes of those keys from the topic that have no row; None while the table is locked."""
+        with translated(self._where), self._reading((table,)) as readable:
+            if not readable:
                 return None
-            try:
-                time = self._head((table,)).time
-                end = self._connection.execute(end_sql, values).fetchone()
-                bounded = end is not None
-                values |= {f"end_{place}": text for place, text in enumerate(end or (), 1)}
-                chunk_sql = self._render(
-                    (table, "chunk", resumed, bounded),
-                    lambda: statements.chunk(table, resumed=resumed, bounded=bounded),
-                )
-                rows = self._rows(chunk_sql, values)
-            finally:
-                self._end()
-        return Chunk(Page(table.name, rows, int(time.timestamp() * 1000), Op.READ), end)
+            read_at_ms = self._head(readable).read_at_ms
+            sql = self._render((table, "gone"), lambda: statements.gone(table))
+            rows = self._rows(sql, _arrays(keys)) if keys else ()
+        return Page(table.name, rows, read_at_ms, Op.DELETE)
+
+    def chunk(self, table: CapturedTable, after: tuple[str, ...] | None, *, most_rows: int) -> Page | None:
+        """Read the next rows of a table in key order, in a snapshot of their own; None while the table is locked."""
+        resumed = after is not None
+        values = {"most_rows": most_rows} | {f"after_{place}": text for place, text in enumerate(after or (), 1)}
+        with translated(self._where), self._reading((table,)) as readable:
+            if not readable:
+                return None
+            read_at_ms = self._head(readable).read_at_ms
+            sql = self._render((table, "chunk", resumed), lambda: statements.chunk(table, resumed=resumed))
+            rows = self._rows(sql, values)
+        return Page(table.name, rows, read_at_ms, Op.READ)
+
+    @contextmanager
+    def _reading(self, tables: Sequence[CapturedTable]) -> Iterator[tuple[CapturedTable, ...]]:
+        """Begin a reading transaction with its tables locked; yields those that could be locked."""
+        readable = self._begin(tables)
+        try:
+            yield readable
+        finally:
+            self._end()
 
     def _begin(self, tables: Sequence[CapturedTable]) -> tuple[CapturedTable, ...]:
-        """Begin a reading transaction with its tables locked; return those that could be locked."""
         readable = tuple(tables)
         while readable:
             try:
@@ -211,16 +290,18 @@ class TriggerSource:
         if row is None:
             raise CaptureError(f"{self._where}: capture {self._capture} has no row in cdc.capture: migrated down?")
         time, snapshot, pending, published = row
-        return Round(time=time, snapshot=snapshot, tokens=(pending, published), tables=tables)
+        return Round(time=time, snapshot=snapshot, tokens=frozenset((pending, published)), tables=tables)
 
-    def _probe(self, tables: Sequence[CapturedTable], previous: Snapshots) -> Iterator[Found]:
-        sql = self._render((*tables, "probe"), lambda: statements.probe(tables, most_records=self._page_rows))
+    def _probe(
+        self, tables: Sequence[CapturedTable], previous: Snapshots, most_records: Sequence[int]
+    ) -> Iterator[Found]:
+        sql = self._render((*tables, "probe", *most_records), lambda: statements.probe(tables, most_records))
         values = {f"snapshot_{number}": previous[table.name] for number, table in enumerate(tables)}
-        for number, replaced, records, truncated, keys in self._connection.execute(sql, values, prepare=True):
+        for number, replaced, records, marks, keys in self._connection.execute(sql, values, prepare=True):
             if replaced:
                 raise CatalogChanged(f"{tables[number].name}: another table has its name now")
-            if records or truncated:
-                yield Found(tables[number], records, truncated, keys)
+            if records:
+                yield Found(tables[number], records, frozenset(map(Mark, marks or ())), keys)
 
     def _rows(self, statement: bytes, values: Mapping[str, object]) -> Sequence[KeyAndRow]:
         return self._row_cursor.execute(statement, values, prepare=True).fetchall()
@@ -229,3 +310,7 @@ class TriggerSource:
         if key not in self._sql:
             self._sql[key] = build().as_bytes(None)
         return self._sql[key]
+
+
+def _arrays(keys: Literals) -> dict[str, object]:
+    return {f"k{place}": array for place, array in enumerate(keys, 1)}

@@ -148,6 +148,15 @@ class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
     cdc_tables: str = Field("", description="tables to capture, schema.table,…; what is attached when unset")
     cdc_poll_seconds: Seconds = Field(0.05, description="from the start of one poll to the start of the next")
     cdc_chunk_rows: Count = Field(20_000, description="rows a snapshot chunk and a Kafka transaction hold at most")
+    cdc_log_limit_mb: Annotated[int, Field(ge=1, le=1_000_000), Accepts("megabytes, from 1 to 1000000")] = Field(
+        1024, description="at this size of a table's change log, logging stops and the table is read anew later"
+    )
+    cdc_on_other_history: Literal["stop", "snapshot"] = Field(
+        "stop", description="what a source or a Kafka that was set back does: stop, or read every table anew"
+    )
+    cdc_on_oversize_row: Literal["stop", "hold_back"] = Field(
+        "stop", description="what a row does that is too large for Kafka: stop, or leave it out and list its key"
+    )
     cdc_lease_seconds: Annotated[float, Field(ge=2, le=300), Accepts("a number of seconds from 2 to 300")] = Field(
         5.0, description="without a heartbeat for so long, the leader is taken to be gone"
     )

@@ -181,15 +181,15 @@ def _write(url: str, begun: threading.Event, over: threading.Event, number: int)
 def _rounds(url: str, begun: threading.Event, seconds: float) -> list[tuple[datetime, set[bytes]]]:
     rounds: list[tuple[datetime, set[bytes]]] = []
     with closing(connect(url, name="test", settings=SESSION)) as session:
-        source = TriggerSource(session, "viewkeeper", where="test", page_rows=10_000)
+        source = TriggerSource(session, "viewkeeper", where="test")
         tables = captured_tables(session, "viewkeeper")
-        with source.round(tables, {}) as first:
+        with source.round(tables, {}, lambda _table: 10_000) as first:
             previous = {TWEETS: first.snapshot}
         begun.set()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            with source.round(tables, previous) as round_:
-                pages = [page for found in round_.found for page in source.pages(round_, found, previous)]
+            with source.round(tables, previous, lambda _table: 10_000) as round_:
+                pages = [source.images(round_, found.table, found.keys) for found in round_.found]
             previous = {TWEETS: round_.snapshot}
             rounds.append((round_.time, {key for page in pages for key, _ in page.changes}))
     return rounds

@@ -64,7 +64,7 @@ def test_times_of_every_age_come_back_as_they_were(postgres: PostgresServer) -> 
         topic = "p.pg_temp.ages"
         published = {
             raw.encode(): Message(topic=topic, partition=0, offset=0, key=raw.encode(), value=value.encode())
-            for raw, value in session.execute(chunk(table, resumed=False, bounded=False))
+            for raw, value in session.execute(chunk(table, resumed=False), {"most_rows": 1000})
         }
         rows = Decoder(view, "p").decode({topic: published}).rows  # type: ignore[dict-item]  # as delivered
         for number, text in times.items():

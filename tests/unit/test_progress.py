@@ -1,84 +1,102 @@
-"""How a cursor moves, without a database or a broker."""
+"""How a table's part of the cursor moves, without a database or a broker."""
 
 from datetime import UTC, datetime, timedelta
 
-from cdc.cursor import Cursor, TableCursor, Watermark, decode_cursor
-from cdc.progress import begun, chunked, polled
-from cdc.tables import CapturedTable, Column, Kind, Level
-from cdc.wire import TableName
+from msgspec.structs import replace
+
+from cdc.cursor import Cursor, Fingerprint, Reading, Sweep, TableCursor, Watermark, decode_cursor
+from cdc.progress import Phase, begun, chunked, phase, published, swept, truncated, waiting
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-KEY = (Column("user_id", "bigint", "bigint"),)
-USERS = CapturedTable(1, 16384, TableName("public", "users"), Kind.TABLE, Level.STATEMENT, KEY, KEY)
-TWEETS = CapturedTable(2, 16385, TableName("public", "tweets"), Kind.TABLE, Level.STATEMENT, KEY, KEY)
+LOOKS = Fingerprint(shape="s", files="f")
+NEW = TableCursor(topic="p.public.users", attachment=1, snapshot=None, complete=False, next_offsets=(0, 0))
 
 
-def offsets(_topic: str) -> tuple[int, ...]:
-    return (7, 8)
+def begin(table: TableCursor, *, end_offsets: tuple[int, ...] = (0, 0), request: int | None = None) -> TableCursor:
+    return begun(table, snapshot="5:5:", fingerprint=LOOKS, time=NOON, end_offsets=end_offsets, request=request)
 
 
-def cursor_of(*tables: CapturedTable, complete: bool) -> Cursor:
-    entry = {
-        str(table.name): TableCursor(
-            topic=str(table.name), attachment=table.attachment, snapshot="5:5:", complete=complete, next_offsets=(0, 0)
-        )
-        for table in tables
-    }
-    return Cursor(capture="c", token="t", tables=entry)
+def complete() -> TableCursor:
+    return chunked(begin(NEW), end=None, rows=3)
 
 
-def test_a_new_table_begins_at_the_rounds_snapshot_without_a_watermark() -> None:
-    cursor = begun(
-        cursor_of(USERS, complete=True),
-        [TWEETS],
-        topic=lambda table: f"p.{table.name}",
-        snapshot="9:9:",
-        next_offsets=offsets,
-    )
-    assert cursor.tables["public.tweets"] == TableCursor(
-        topic="p.public.tweets", attachment=2, snapshot="9:9:", complete=False, next_offsets=(7, 8)
-    )
-    assert cursor.tables["public.users"].snapshot == "5:5:"
+def publish(table: TableCursor, before: TableCursor | None, time: datetime | None, offset: int = 7) -> TableCursor:
+    return published(table, before, next_offsets=(offset, offset), time=time)
 
 
-def test_a_table_without_a_complete_snapshot_has_no_watermark() -> None:
-    cursor = polled(cursor_of(USERS, complete=False), [USERS], time=NOON, snapshot="9:9:", next_offsets=offsets)
-    assert cursor.tables["public.users"].snapshot == "9:9:"
-    assert cursor.tables["public.users"].watermark is None
+def test_a_new_table_waits_and_then_reads() -> None:
+    assert phase(NEW) is Phase.WAITING
+    table = begin(NEW)
+    assert (phase(table), table.snapshot, table.fingerprint) == (Phase.READING, "5:5:", LOOKS)
+    assert publish(table, None, NOON).watermark is None
 
 
-def test_a_table_that_sat_the_round_out_stays_where_it_was() -> None:
-    before = cursor_of(USERS, TWEETS, complete=True)
-    cursor = polled(before, [USERS], time=NOON, snapshot="9:9:", next_offsets=offsets)
-    assert cursor.tables["public.users"].watermark == Watermark(time=NOON, next_offsets=(7, 8))
-    assert cursor.tables["public.tweets"] == before.tables["public.tweets"]
+def test_chunks_move_the_key_that_the_next_one_begins_after() -> None:
+    table = chunked(chunked(begin(NEW), end=("41",), rows=10), end=("52",), rows=5)
+    assert table.reading == Reading(began=NOON, resume_after=("52",), rows=15)
+    assert phase(table) is Phase.READING
 
 
-def test_an_idle_round_moves_only_the_time() -> None:
-    cursor = polled(cursor_of(USERS, complete=True), [USERS], time=NOON, snapshot=None, next_offsets=offsets)
-    assert cursor.tables["public.users"].snapshot == "5:5:"
-    assert cursor.tables["public.users"].watermark == Watermark(time=NOON, next_offsets=(7, 8))
+def test_the_last_chunk_makes_a_table_with_an_empty_topic_complete() -> None:
+    assert phase(complete()) is Phase.COMPLETE
+
+
+def test_c4_a_table_whose_topic_held_keys_is_complete_only_after_they_were_looked_up() -> None:
+    table = chunked(begin(NEW, end_offsets=(3, 0)), end=None, rows=1)
+    assert phase(table) is Phase.SWEEPING
+    assert publish(table, None, NOON).watermark is None
+    on_its_way = swept(table, next_offsets=(2, 0))
+    assert on_its_way.sweep == Sweep(next_offsets=(2, 0), end_offsets=(3, 0))
+    assert phase(swept(on_its_way, next_offsets=None)) is Phase.COMPLETE
+
+
+def test_a_truncate_is_swept_behind_a_snapshot_that_is_being_read() -> None:
+    table = truncated(begin(NEW), end_offsets=(4, 4))
+    assert phase(table) is Phase.READING
+    assert phase(chunked(table, end=None, rows=0)) is Phase.SWEEPING
+
+
+def test_a_truncate_of_a_complete_table_takes_its_watermark_until_the_sweep_is_done() -> None:
+    before = publish(complete(), None, NOON)
+    table = truncated(before, end_offsets=(4, 4))
+    assert phase(table) is Phase.SWEEPING
+    assert publish(table, before, NOON).watermark is None
+    assert publish(swept(table, next_offsets=None), before, NOON).watermark is not None
+
+
+def test_a_truncate_of_a_table_whose_topic_is_empty_needs_no_sweep() -> None:
+    assert phase(truncated(complete(), end_offsets=(0, 0))) is Phase.COMPLETE
+
+
+def test_a_table_that_waits_has_no_position_and_keeps_nothing_half_done() -> None:
+    table = waiting(truncated(begin(NEW), end_offsets=(4, 4)))
+    assert (phase(table), table.snapshot, table.reading, table.sweep) == (Phase.WAITING, None, None, None)
+
+
+def test_a_request_that_was_begun_is_remembered() -> None:
+    assert begin(begin(NEW, request=12)).request == 12
+
+
+def test_a_table_that_sat_the_round_out_keeps_its_watermark() -> None:
+    before = publish(complete(), None, NOON)
+    assert publish(before, before, None, offset=9).watermark == before.watermark
+
+
+def test_another_attachments_watermark_is_not_taken_over() -> None:
+    before = publish(complete(), None, NOON)
+    anew = chunked(begin(replace(NEW, attachment=2)), end=None, rows=0)
+    assert publish(anew, before, None).watermark is None
 
 
 def test_c14_a_watermark_is_uncertain_while_the_clock_is_behind() -> None:
-    noon = polled(cursor_of(USERS, complete=True), [USERS], time=NOON, snapshot="9:9:", next_offsets=offsets)
-    behind = polled(
-        noon, [USERS], time=NOON - timedelta(seconds=1), snapshot="10:10:", next_offsets=lambda _topic: (9, 9)
-    )
-    assert behind.tables["public.users"].watermark == Watermark(time=NOON, next_offsets=(9, 9), uncertain=True)
-    after = polled(behind, [USERS], time=NOON + timedelta(seconds=1), snapshot="11:11:", next_offsets=offsets)
-    assert after.tables["public.users"].watermark == Watermark(
-        time=NOON + timedelta(seconds=1), next_offsets=(7, 8), uncertain=False
-    )
-
-
-def test_the_last_chunk_makes_the_snapshot_complete() -> None:
-    first = chunked(cursor_of(USERS, complete=False), USERS, end=("41",), next_offsets=offsets)
-    assert (first.tables["public.users"].resume_after, first.tables["public.users"].complete) == (("41",), False)
-    last = chunked(first, USERS, end=None, next_offsets=offsets)
-    assert (last.tables["public.users"].resume_after, last.tables["public.users"].complete) == (None, True)
+    noon = publish(complete(), None, NOON)
+    behind = publish(noon, noon, NOON - timedelta(seconds=1), offset=9)
+    assert behind.watermark == Watermark(time=NOON, next_offsets=(9, 9), uncertain=True)
+    after = publish(behind, behind, NOON + timedelta(seconds=1), offset=9)
+    assert after.watermark == Watermark(time=NOON + timedelta(seconds=1), next_offsets=(9, 9), uncertain=False)
 
 
 def test_a_cursor_survives_its_encoding() -> None:
-    cursor = polled(cursor_of(USERS, complete=True), [USERS], time=NOON, snapshot="9:11:10", next_offsets=offsets)
+    table = publish(truncated(begin(NEW, request=3), end_offsets=(4, 4)), None, None)
+    cursor = Cursor(capture="c", token="t", tables={"public.users": table})
     assert decode_cursor(cursor.encode(), where="test") == cursor

@@ -1,0 +1,76 @@
+"""What a table looks like: row changes that fire no trigger change this."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cdc.cursor import Fingerprint
+from cdc.tables import CapturedTable
+
+FINGERPRINTS_SQL = """
+WITH RECURSIVE wanted AS (
+    SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(levels)s::text[]) AS w (attachment, root, level)
+), tree AS (
+    SELECT attachment, root AS oid FROM wanted
+    UNION ALL
+    SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+), columns AS (
+    -- What ADD COLUMN … DEFAULT adds to rows, and how an enum's labels read, are part of the rows' shape.
+    SELECT w.attachment, string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
+        a.atthasmissing, a.attmissingval::text,
+        (SELECT string_agg(e.enumlabel, ',' ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e
+         WHERE e.enumtypid = a.atttypid)), ';' ORDER BY a.attnum) AS text
+    FROM wanted w JOIN pg_catalog.pg_attribute a ON a.attrelid = w.root AND a.attnum > 0 AND NOT a.attisdropped
+    GROUP BY w.attachment
+), relations AS (
+    SELECT t.attachment, string_agg(concat_ws(' ', c.oid, c.relpersistence,
+               (SELECT r.xmin FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND c.relkind = 'v')), ';'
+               ORDER BY c.oid) AS text,
+           string_agg(c.relfilenode::text, ' ' ORDER BY c.oid) AS files,
+           bool_and(c.relpersistence = 'p') AS permanent,
+           bool_or(EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid)) AS subscribed,
+           bool_and(c.relkind = 'v' OR coalesce(g.armed, 0) = 4) AS armed,
+           string_agg(g.text, ';' ORDER BY c.oid) AS triggers
+    FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
+    LEFT JOIN LATERAL (
+        -- A trigger that was disabled and enabled again has another xmin.
+        SELECT count(*) FILTER (WHERE g.tgenabled = 'A') AS armed,
+               string_agg(concat_ws(' ', g.tgname, g.tgenabled, g.xmin), ',' ORDER BY g.tgname) AS text
+        FROM pg_catalog.pg_trigger g
+        WHERE g.tgrelid = c.oid AND starts_with(g.tgname, 'viewkeeper_' || t.attachment || '_')) AS g ON true
+    GROUP BY t.attachment
+)
+SELECT w.attachment, md5(concat_ws('|', c.text, r.text, r.triggers)), md5(r.files),
+       CASE WHEN NOT r.permanent
+            THEN 'is unlogged now: a crash would empty it without a trace; ALTER TABLE … SET LOGGED brings it back'
+            WHEN r.subscribed AND w.level = 'statement'
+            THEN 'gets rows by a subscription, which fire no statement-level trigger; detach it, attach it --level row'
+            -- Insert, update, delete and truncate, on each partition, too.
+            WHEN NOT r.armed
+            THEN 'has triggers of the capture that are missing or disabled; enable them with ALTER TABLE … ENABLE '
+                 'ALWAYS TRIGGER …, or detach it and attach it anew' END
+FROM wanted w JOIN columns c USING (attachment) JOIN relations r USING (attachment)
+"""
+"""One row a table, in the open transaction's snapshot: attachment, shape, files, and why its changes are not logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a table looks like in a snapshot; `trouble` says why not all of its changes are logged, if so."""
+
+    shape: str
+    files: str
+    trouble: str | None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The part that goes into the cursor."""
+        return Fingerprint(shape=self.shape, files=self.files)
+
+
+def parameters(tables: Sequence[CapturedTable]) -> dict[str, object]:
+    """Return the parameters of `FINGERPRINTS_SQL`."""
+    return {
+        "attachments": [table.attachment for table in tables],
+        "oids": [table.oid for table in tables],
+        "levels": [table.level for table in tables],
+    }

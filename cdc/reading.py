@@ -1,0 +1,331 @@
+"""What is read next: polls, and between them pages of snapshots, sweeps and large rounds, in the order of snapshots."""
+
+import threading
+import time
+from collections.abc import Generator, Mapping
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from cdc import progress
+from cdc.change import Page, Unit
+from cdc.cursor import Cursor, TableCursor
+from cdc.errors import CaptureError
+from cdc.fingerprints import Seen
+from cdc.progress import Phase, phase
+from cdc.sweep import KeyReader
+from cdc.tables import CapturedTable, selected
+from cdc.taking_up import TakingUp
+from cdc.triggers import Drain, Found, Mark, Round, TriggerSource
+from runtime.postgres import LockNotAvailable
+from runtime.settings import CdcSettings
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 1.0
+"""The cursor is written at least so often, so that freshness is known on an idle system, too."""
+LOOK_SECONDS = 1.0
+"""So often the catalog is asked which tables are attached, and what is requested."""
+PAGE_BYTES = 8 * 1024 * 1024
+"""A page holds about so much, however wide the rows are; three pages are in memory at once."""
+_FIRST_PAGE_ROWS = 5_000
+_LEAST_PAGE_ROWS = 50
+_SAMPLE_ROWS = 64
+
+
+class Reader:
+    """Reads the source, one unit after the other, each made after the one before was read.
+
+    It begins at the cursor that was read back, and goes on from what it has read, published or not; after any error it
+    is thrown away, and the next one begins at what was published. Whoever publishes says so in `published`.
+    """
+
+    def __init__(self, settings: CdcSettings, source: TriggerSource, taking_up: TakingUp, cursor: Cursor) -> None:
+        self._settings = settings
+        self._source = source
+        self._taking_up = taking_up
+        self._cursor = cursor
+        self._entries: Mapping[str, TableCursor] = cursor.tables
+        self._page_rows: dict[int, int] = {}
+        self._drains: dict[str, Drain] = {}
+        self._sweeps: dict[str, KeyReader] = {}
+        # Tables that do not log all of their changes, and whether mending that has been tried.
+        self._troubled: dict[str, bool] = {}
+        self._history_checked = False
+        self._looked_at = self._emitted_at = float("-inf")
+        self.tables: tuple[CapturedTable, ...] = ()
+        self.published: Mapping[str, TableCursor] = cursor.tables
+        self.turned_at = time.monotonic()
+
+    def units(self, closing: threading.Event) -> Generator[Unit, None, None]:
+        """Yield what is to be published, in order, until `closing`; raises what ends the session."""
+        poll_at = 0.0
+        try:
+            while not closing.is_set():
+                self.turned_at = now = time.monotonic()
+                if now - self._looked_at >= LOOK_SECONDS:
+                    self._look()
+                    self._looked_at = now
+                if now >= poll_at:
+                    poll_at = now + min(self._settings.cdc_poll_seconds, HEARTBEAT_SECONDS)
+                    unit = self._round()
+                    if unit is not None:
+                        yield unit
+                unit = self._next_page()
+                if unit is not None:
+                    yield unit
+                else:
+                    closing.wait(poll_at - time.monotonic())
+        finally:
+            for sweep in self._sweeps.values():
+                sweep.close()
+
+    def _look(self) -> None:
+        """Take up what is attached now, and begin what was asked for."""
+        attached = self._source.attached()
+        names = {str(table.name) for table in attached}
+        entries = {name: entry for name, entry in self._entries.items() if name in names}
+        requests = self._source.requests()
+        known = {table.attachment for table in self.tables}
+        wanted = selected(attached, self._settings.cdc_tables)
+        for table in wanted:
+            name = str(table.name)
+            entry = entries.get(name)
+            request = requests.get(table.attachment, 0)
+            requested = request > (entry.request if entry and entry.attachment == table.attachment else 0)
+            if entry is None or table.attachment not in known:
+                entry = self._taking_up.entry(table, entry, requested=requested)
+                # The next round begins with it.
+                self._emitted_at = float("-inf")
+                self._learn_width(table, self._source.chunk(table, None, most_rows=_SAMPLE_ROWS))
+            if requested:
+                entry = self._given_up(table, replace(entry, request=request), "a snapshot was requested")
+            entries[name] = entry
+        self._entries = entries
+        self.tables = wanted
+        if not self._history_checked:
+            self._check_pruned()
+        self._taking_up.check(entries[str(table.name)] for table in wanted)
+        self._mend()
+
+    def _check_pruned(self) -> None:
+        """Give up positions that the change log does not reach back to: Kafka was set back, or is another one."""
+        tables = {table.attachment: table for table in self.tables}
+        known = {number: self._entries[str(table.name)].snapshot for number, table in tables.items()}
+        beyond = self._source.pruned_beyond({number: at for number, at in known.items() if at is not None})
+        for table in (tables[number] for number in beyond):
+            self._lost(table, f"the change log of {table.name} was emptied beyond the cursor: Kafka was set back")
+
+    def _lost(self, table: CapturedTable, reason: str) -> None:
+        if self._settings.cdc_on_other_history == "stop":
+            raise CaptureError(
+                f"{reason}. If the database was restored or promoted with loss, or Kafka was set back, run it once "
+                "with VIEWKEEPER_CDC_ON_OTHER_HISTORY=snapshot, which reads every table anew; if another database is "
+                f"captured under the same name, {self._settings.cdc_name}, give one of them another "
+                "VIEWKEEPER_CDC_NAME and VIEWKEEPER_TOPIC_PREFIX"
+            )
+        name = str(table.name)
+        self._entries = {**self._entries, name: self._given_up(table, self._entries[name], reason)}
+
+    def _mend(self) -> None:
+        """Bring tables that wait to where they can begin again: empty full change logs, add missing triggers.
+
+        A log is emptied once Kafka has committed that its table has no position, and by this thread, which begins
+        with the table only afterwards.
+        """
+        for table in self.tables:
+            name = str(table.name)
+            told = self.published.get(name)
+            if self._entries[name].snapshot is None and told is not None and told.snapshot is None:
+                self._source.empty(table)
+            if name in self._troubled:
+                try:
+                    self._source.arm(table)
+                    self._troubled[name] = True
+                except LockNotAvailable:
+                    log.info("table_in_use", table=name, reason="triggers are to be added to its partitions")
+
+    def _round(self) -> Unit | None:
+        began = time.monotonic()
+        beat = began - self._emitted_at >= HEARTBEAT_SECONDS
+        previous = {
+            table.name: snapshot
+            for table in self.tables
+            if (snapshot := self._entries[str(table.name)].snapshot) and str(table.name) not in self._drains
+        }
+        with self._source.round(self.tables, previous, self._most_rows) as round_:
+            if not self._history_checked:
+                self._check_history(round_)
+            if not round_.found and not beat:
+                return None
+            seen = self._source.seen(round_.tables)
+            found = {one.table.attachment: one for one in round_.found}
+            before, pages = self._entries, list[Page]()
+            self._entries = dict(before)
+            for table in round_.tables:
+                name, number = str(table.name), table.attachment
+                self._entries[name] = self._moved(round_, before[name], table, seen[number], found.get(number), pages)
+        self._emitted_at = began
+        current = {str(table.name) for table in round_.tables} - self._drains.keys()
+        return Unit(
+            tables=self._entries,
+            pages=pages,
+            time=round_.time,
+            current=frozenset(current),
+            tokens=round_.tokens,
+            heartbeat=not round_.found and self._entries == before,
+        )
+
+    def _check_history(self, round_: Round) -> None:
+        self._history_checked = True
+        if self._cursor.token and self._cursor.token not in round_.tokens:
+            for table in self.tables:
+                self._lost(
+                    table,
+                    "the source has another history than the cursor: its mark is not the one that the newest cursor "
+                    "was published after",
+                )
+
+    def _moved(
+        self,
+        round_: Round,
+        entry: TableCursor,
+        table: CapturedTable,
+        seen: Seen,
+        found: Found | None,
+        pages: list[Page],
+    ) -> TableCursor:
+        """Return a table's part after a round that could lock it; add its changes to `pages`."""
+        name, marks = str(table.name), found.marks if found else frozenset[Mark]()
+        if seen.trouble:
+            return self._in_trouble(table, entry, seen.trouble)
+        self._troubled.pop(name, None)
+        if entry.snapshot is None:
+            return entry if self._source.limit_reached(table) else self._begun(round_, table, entry, seen)
+        if name in self._drains:
+            return entry
+        if Mark.LIMIT in marks:
+            return self._given_up(table, entry, "its change log had reached its limit")
+        looks = entry.fingerprint
+        rewritten = looks and seen.files != looks.files and Mark.TRUNCATE not in marks
+        if Mark.KEY in marks or rewritten or (looks and seen.shape != looks.shape):
+            log.info("table_changed", table=name, reason="it was altered or rewritten: it is read anew")
+            return self._begun(round_, table, entry, seen)
+        if not round_.found:
+            return replace(entry, fingerprint=seen.fingerprint)
+        if found and found.records > self._most_rows(table):
+            # At the previous snapshot still: whoever begins again from here repeats the whole of it.
+            self._drains[name] = self._source.drain(
+                round_, found, {table.name: entry.snapshot}, page_keys=self._most_rows(table)
+            )
+            return entry
+        if found:
+            pages.append(self._source.images(round_, table, found.keys))
+        return self._passed(replace(entry, fingerprint=seen.fingerprint), round_.snapshot, marks)
+
+    def _passed(self, entry: TableCursor, snapshot: str, marks: frozenset[Mark]) -> TableCursor:
+        """Move a table to a snapshot whose changes have been read."""
+        if Mark.TRUNCATE not in marks:
+            return replace(entry, snapshot=snapshot)
+        self._end_sweep(entry.topic)
+        return progress.truncated(replace(entry, snapshot=snapshot), end_offsets=self._taking_up.ends(entry))
+
+    def _begun(self, round_: Round, table: CapturedTable, entry: TableCursor, seen: Seen) -> TableCursor:
+        self._end_work(table, entry)
+        log.info("snapshot_begins", table=str(table.name))
+        return progress.begun(
+            entry,
+            snapshot=round_.snapshot,
+            fingerprint=seen.fingerprint,
+            time=round_.time,
+            end_offsets=self._taking_up.ends(entry),
+        )
+
+    def _in_trouble(self, table: CapturedTable, entry: TableCursor, trouble: str) -> TableCursor:
+        # First the cursor forgets its position, and what can be mended is tried; only then does the capture stop.
+        if self._troubled.setdefault(str(table.name), False):
+            raise CaptureError(f"{table.name} {trouble}; its changes are not all logged, so it will be read anew then")
+        return self._given_up(table, entry, f"it {trouble}") if entry.snapshot else entry
+
+    def _given_up(self, table: CapturedTable, entry: TableCursor, reason: str) -> TableCursor:
+        log.warning("to_be_read_anew", table=str(table.name), reason=reason)
+        self._end_work(table, entry)
+        return progress.waiting(entry)
+
+    def _next_page(self) -> Unit | None:
+        """Read a page of the first table that needs one, and put that table last."""
+        for table in self.tables:
+            name = str(table.name)
+            entry = self._entries[name]
+            if name in self._drains:
+                read = self._drained(table, entry, self._drains[name])
+            elif phase(entry) is Phase.READING:
+                read = self._chunked(table, entry)
+            elif phase(entry) is Phase.SWEEPING:
+                read = self._swept(table, entry)
+            else:
+                continue
+            if read is None:
+                continue  # it is locked, and has its turn again later
+            page, after = read
+            self._entries = {**self._entries, name: after}
+            self.tables = (*(other for other in self.tables if other is not table), table)
+            return Unit(tables=self._entries, pages=[page])
+        return None
+
+    def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> tuple[Page, TableCursor] | None:
+        page = self._source.page(table, drain.peek() or ())
+        if page is None:
+            return None
+        drain.advance()
+        if drain.peek() is None:
+            self._drains.pop(str(table.name)).close()
+            entry = self._passed(entry, drain.snapshot, drain.found.marks)
+        return page, entry
+
+    def _chunked(self, table: CapturedTable, entry: TableCursor) -> tuple[Page, TableCursor] | None:
+        most_rows = self._most_rows(table)
+        page = self._source.chunk(table, entry.reading.resume_after if entry.reading else None, most_rows=most_rows)
+        if page is None:
+            return None
+        rows = len(page.changes)
+        end = _key_texts(page.changes[-1][0]) if rows == most_rows else None
+        self._learn_width(table, page)
+        return page, progress.chunked(entry, end=end, rows=rows)
+
+    def _swept(self, table: CapturedTable, entry: TableCursor) -> tuple[Page, TableCursor] | None:
+        if entry.sweep is None:
+            return None
+        if entry.topic not in self._sweeps:
+            log.info("ghost_sweep", table=str(table.name))
+            self._sweeps[entry.topic] = KeyReader(self._settings, entry.topic, entry.sweep)
+        batch = self._sweeps[entry.topic].batch(self._settings.cdc_chunk_rows)
+        page = self._source.gone(table, batch.keys)
+        if page is None or batch.next_offsets is None:
+            # Locked, it begins again from where the cursor is.
+            self._end_sweep(entry.topic)
+        return None if page is None else (page, progress.swept(entry, next_offsets=batch.next_offsets))
+
+    def _most_rows(self, table: CapturedTable) -> int:
+        return min(self._page_rows.get(table.attachment, _FIRST_PAGE_ROWS), self._settings.cdc_chunk_rows)
+
+    def _learn_width(self, table: CapturedTable, page: Page | None) -> None:
+        sample = [len(row) for _, row in page.changes[::16] if row is not None] if page else ()
+        if sample:
+            self._page_rows[table.attachment] = max(PAGE_BYTES * len(sample) // (sum(sample) + 1), _LEAST_PAGE_ROWS)
+
+    def _end_work(self, table: CapturedTable, entry: TableCursor) -> None:
+        drain = self._drains.pop(str(table.name), None)
+        if drain is not None:
+            drain.close()
+        self._end_sweep(entry.topic)
+
+    def _end_sweep(self, topic: str) -> None:
+        sweep = self._sweeps.pop(topic, None)
+        if sweep is not None:
+            sweep.close()
+
+
+def _key_texts(key: bytes) -> tuple[str, ...]:
+    return tuple(str(value) for value in msgspec.json.decode(key, type=dict[str, str | int | bool]).values())
