@@ -26,15 +26,18 @@ class Capture:
         self.cursor = cursor
         self._lease = lease
         self._publisher = publisher
-        self._tokens = deque([cursor.token], maxlen=_TOKENS_IN_FLIGHT)
+        # Empty until the first unit, whose reader has compared it with the cursor.
+        self._tokens: deque[str] = deque(maxlen=_TOKENS_IN_FLIGHT)
 
     def save(self, unit: Unit) -> None:
         """Publish a unit, and the cursor as it is then.
 
-        Raises HistoryChanged if the unit was read from another history of the source than the cursor's.
+        Raises HistoryChanged if the unit was read from another history of the source than those before.
         """
         began = time.monotonic()
-        if unit.tokens and any(self._tokens) and unit.tokens.isdisjoint(self._tokens):
+        if not self._tokens:
+            self._tokens.extend(unit.tokens)
+        elif unit.tokens and unit.tokens.isdisjoint(self._tokens):
             raise HistoryChanged("the source's mark is none that this capture wrote lately: its history is another one")
         for table in unit.tables.values():
             self._publisher.know(table)

@@ -46,6 +46,8 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
     with (
         closing(connect(settings.source_url, name=name, settings=SESSION)) as reading,
         closing(connect(settings.source_url, name=f"{name} mark", settings=SESSION)) as marking,
+        # Not the mark's, which the lease's thread uses in between.
+        closing(connect(settings.source_url, name=f"{name} tidy", settings=SESSION)) as tidying,
     ):
         with translated(where):
             check_source(marking, where)
@@ -60,7 +62,7 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
         try:
             metrics.LEADER.set(1)
             with lease.kept(health.beat):
-                _lead(settings, stop, health, reading, marking, lease)
+                _lead(settings, stop, health, reading, tidying, lease)
         except ObjectMissing as error:
             # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
             raise CatalogChanged(str(error)) from error
@@ -76,7 +78,7 @@ def _lead(
     stop: Stop,
     health: Health,
     reading: psycopg.Connection,
-    marking: psycopg.Connection,
+    tidying: psycopg.Connection,
     lease: Lease,
 ) -> None:
     health.not_ready("reading the cursor back")
@@ -100,11 +102,11 @@ def _lead(
     )
     capture = Capture(cursor, lease=lease, publisher=publisher)
     reader = Reader(settings, TriggerSource(reading, settings.cdc_name, where=where), taking_up, cursor)
-    keeping = Housekeeping(marking, where=where, part_limit_bytes=settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS))
+    keeping = Housekeeping(tidying, where=where, part_limit_bytes=settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS))
 
     def interrupt() -> None:
         with suppress(psycopg.Error):
-            reading.cancel()
+            reading.cancel_safe()
 
     with Ahead(reader.units, interrupt=interrupt) as units:
         while not stop.requested:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -107,7 +108,7 @@ class Publisher:
     def _fitting(self, topic: str, changes: Sequence[KeyAndRow]) -> Sequence[KeyAndRow]:
         """Return the changes that the topic takes, and note which keys are held back, and which no longer are."""
         most_bytes, held = self._limits[topic], self._held[topic]
-        largest = max((len(row) for _, row in changes if row is not None), default=0)
+        largest = max(map(len, filter(None, map(itemgetter(1), changes))), default=0)
         if largest <= most_bytes and not held:
             return changes
         fitting = []

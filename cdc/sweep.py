@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from cdc.cursor import Sweep
 from cdc.errors import WireError
@@ -12,7 +12,7 @@ from runtime.errors import RetryableError
 from runtime.kafka import consumer, kafka_error
 from runtime.settings import KafkaSettings
 
-_POLL_SECONDS = 30.0
+_POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,9 @@ class KeyReader:
         self._consumer: Consumer = consumer(
             settings, group=f"{settings.topic_prefix}-sweep", name="viewkeeper-cdc-sweep"
         )
-        self._consumer.assign([TopicPartition(topic, number, self._next[number]) for number in self._unread()])
+        self._consumer.assign(
+            [TopicPartition(topic, number, self._next[number] or OFFSET_BEGINNING) for number in self._unread()]
+        )
 
     def batch(self, most_records: int) -> Batch:
         """Read so many records at most; raise RetryableError if none comes for long."""
@@ -78,7 +80,7 @@ class KeyReader:
 def _columns(topic: str, keys: set[bytes]) -> list[list[str]]:
     try:
         decoded = [msgspec.json.decode(key, type=dict[str, str | int | bool]).values() for key in keys]
-    except msgspec.DecodeError as error:
+        # str(True) is no text that Postgres would write, though one that it reads.
+        return [[str(value) for value in column] for column in zip(*decoded, strict=True)]
+    except (msgspec.DecodeError, ValueError) as error:
         raise WireError(f"topic {topic}: a key is no JSON object of the key's columns: {error}") from error
-    # str(True) is no text that Postgres would write, though one that it reads.
-    return [[str(value) for value in column] for column in zip(*decoded, strict=True)]

@@ -146,7 +146,7 @@ class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
     )
     cdc_source: Literal["triggers"] = Field("triggers", description="how changed keys are found")
     cdc_tables: str = Field("", description="tables to capture, schema.table,…; what is attached when unset")
-    cdc_poll_seconds: Seconds = Field(0.05, description="from the start of one poll to the start of the next")
+    cdc_poll_seconds: Seconds = Field(0.03, description="from the start of one poll to the start of the next")
     cdc_chunk_rows: Count = Field(20_000, description="rows a snapshot chunk and a Kafka transaction hold at most")
     cdc_log_limit_mb: Annotated[int, Field(ge=1, le=1_000_000), Accepts("megabytes, from 1 to 1000000")] = Field(
         1024, description="at this size of a table's change log, logging stops and the table is read anew later"
