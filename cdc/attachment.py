@@ -1,11 +1,13 @@
 """Attaching tables to a capture and detaching them, without making a writer wait."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psycopg
 from psycopg import errors as pg
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from cdc.rights import complaint, missing_rights
+from cdc.table_options import Level
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.postgres import LockNotAvailable, translated
@@ -13,21 +15,38 @@ from runtime.postgres import LockNotAvailable, translated
 PATIENCE_SECONDS = 30.0
 """For how long a table's lock is asked for again and again, each time for `lock_timeout` only."""
 
-_ATTACH = "SELECT cdc.attach(%(capture)s, %(table)s::regclass)"
+_FIND = """
+SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s
+"""
+_ATTACH = "SELECT cdc.attach(%(capture)s, %(table)s::oid::regclass, %(level)s, %(key)s::name[])"
 _DETACH = "SELECT cdc.detach(%(capture)s, %(schema)s, %(name)s)"
 
 
-def attach(connection: psycopg.Connection, capture: str, table: TableName, *, where: str) -> bool:
-    """Attach a table; return False if it is attached already.
+def attach(
+    connection: psycopg.Connection,
+    capture: str,
+    table: TableName,
+    *,
+    where: str,
+    level: Level | None = None,
+    key: tuple[str, ...] | None = None,
+) -> bool:
+    """Attach a table, by statement and primary key unless told otherwise; return False if it is attached already.
 
-    Raises ConfigurationError for a table that is missing or cannot be captured, LockNotAvailable if other
-    transactions kept it locked.
+    Raises ConfigurationError for a table that is missing or cannot be captured, for missing rights, and for another
+    level or key than it is attached with; LockNotAvailable if other transactions kept it locked.
     """
-    quoted = f'"{table.schema}"."{table.name}"'
+    with translated(where):
+        found = connection.execute(_FIND, (table.schema, table.name)).fetchone()
+        if found is None:
+            raise ConfigurationError(f"{where}: there is no table {table}")
+        missing = missing_rights(connection, found[0], str(table))
+    if missing:
+        raise ConfigurationError(complaint(where, str(table), missing))
+    values = {"capture": capture, "table": found[0], "level": level, "key": list(key) if key else None}
     try:
-        return _patiently(lambda: _call(connection, _ATTACH, {"capture": capture, "table": quoted}, where))
-    except pg.UndefinedTable as error:
-        raise ConfigurationError(f"{where}: there is no table {table}") from error
+        return _patiently(lambda: _call(connection, _ATTACH, values, where))
     except pg.ObjectNotInPrerequisiteState as error:
         raise ConfigurationError(f"{where}: {error.diag.message_primary}") from error
 
@@ -48,10 +67,10 @@ def _patiently(call: Callable[[], bool]) -> bool:
     return retrying(call)
 
 
-def _call(connection: psycopg.Connection, statement: str, values: dict[str, str], where: str) -> bool:
+def _call(connection: psycopg.Connection, statement: str, values: Mapping[str, object], where: str) -> bool:
     try:
         row = connection.execute(statement, values).fetchone()
-    except (pg.UndefinedTable, pg.ObjectNotInPrerequisiteState):
+    except pg.ObjectNotInPrerequisiteState:
         raise
     except psycopg.Error:
         with translated(where):

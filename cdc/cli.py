@@ -5,9 +5,11 @@ from contextlib import closing, contextmanager
 
 import click
 import psycopg
+from pydantic import ValidationError
 
 from cdc.attachment import attach, detach
 from cdc.daemon import run_session
+from cdc.table_options import Level, TableOptions, table_options
 from cdc.tables import check_source
 from cdc.triggers import SESSION
 from cdc.wire import TableName
@@ -34,13 +36,35 @@ def run() -> None:
 
 
 @commands.command("attach", epilog=settings_epilog(CaptureSettings))
-@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
-def attach_tables(tables: tuple[str, ...]) -> None:
-    """Attach TABLEs (name or schema.name) to the capture: triggers log their changes from now on."""
+@click.argument("tables", nargs=-1, metavar="[TABLE…]")
+@click.option("--level", type=click.Choice(list(Level)), help="triggers fire once a statement (the default) or a row")
+@click.option("--key", metavar="a,b", help="columns of a unique index; the primary key when left out")
+def attach_tables(tables: tuple[str, ...], level: Level | None, key: str | None) -> None:
+    """Attach TABLEs (name or schema.name) to the capture: triggers log their changes from now on.
+
+    Without TABLE, attach those that VIEWKEEPER_CDC_TABLES names, as its file says.
+    """
     with _source() as (settings, connection, where):
-        for table in map(TableName.parse, tables):
-            new = attach(connection, settings.cdc_name, table, where=where)
-            click.echo(f"{table}: {'attached' if new else 'was attached already'}")
+        for table in _wanted(settings, tables, level, key):
+            new = attach(connection, settings.cdc_name, table.name, where=where, level=table.level, key=table.key)
+            click.echo(f"{table.name}: {'attached' if new else 'was attached already'}")
+
+
+def _wanted(
+    settings: CaptureSettings, tables: tuple[str, ...], level: Level | None, key: str | None
+) -> tuple[TableOptions, ...]:
+    if tables:
+        columns = tuple(column.strip() for column in key.split(",")) if key is not None else None
+        try:
+            return tuple(TableOptions(name=TableName.parse(table), level=level, key=columns) for table in tables)
+        except ValidationError as error:
+            raise click.UsageError(f"--key {key} is wrong; accepted are column names, each once: a,b") from error
+    if level or key:
+        raise click.UsageError("--level and --key go with a TABLE; write them into the file for its tables")
+    wanted = table_options(settings.cdc_tables)
+    if not wanted:
+        raise click.UsageError("name a TABLE, or set VIEWKEEPER_CDC_TABLES to tables or to a .toml file of them")
+    return wanted
 
 
 @commands.command("detach", epilog=settings_epilog(CaptureSettings))

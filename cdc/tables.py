@@ -8,6 +8,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from cdc.errors import CaptureError
+from cdc.table_options import Level, table_options
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
@@ -17,23 +18,34 @@ SELECT t.id AS attachment, t.table_oid AS oid, t.table_schema AS schema, t.table
        t.key_columns, c.oid IS NOT NULL AS exists,
        coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_names,
        coalesce(array_agg(CASE n.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(base.oid, NULL)
-                               ELSE format('%%I.%%I', n.nspname, base.typname) END ORDER BY a.attnum)
+                               ELSE format('%%I.%%I', n.nspname, base.typname) END || base.brackets ORDER BY a.attnum)
                 FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_types,
        coalesce(array_agg(CASE o.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(own.oid, NULL)
                                ELSE format('%%I.%%I', o.nspname, own.typname) END ORDER BY a.attnum)
-                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_casts
+                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_casts,
+       -- Exactly those that the triggers do not log a key from.
+       ARRAY(SELECT k.name
+             FROM unnest(t.key_columns, t.key_type_oids) AS k(name, type_oid)
+             JOIN pg_catalog.pg_attribute ka ON ka.attrelid = c.oid AND ka.attname = k.name
+             JOIN cdc.key_type kt ON kt.type_oid = cdc.base_type(k.type_oid)
+             WHERE ka.atttypid <> ALL (kt.family || k.type_oid))::text[] AS retyped
 FROM cdc.captured_table t
 LEFT JOIN pg_catalog.pg_class c
        ON c.oid = t.table_oid AND c.relname = t.table_name AND c.relnamespace = (
            SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.table_schema)
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
--- A domain is written as the type that it is made from, over however many domains.
+-- A domain is written as the type that it is made from, over however many domains, inside arrays too.
 LEFT JOIN LATERAL (
     WITH RECURSIVE made_from AS (
-        SELECT y.* FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid
+        SELECT a.atttypid AS oid, '' AS brackets
         UNION ALL
-        SELECT y.* FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.typbasetype)
-    SELECT m.oid, m.typname, m.typnamespace FROM made_from m WHERE m.typbasetype = 0) AS base ON true
+        SELECT CASE y.typbasetype WHEN 0 THEN y.typelem ELSE y.typbasetype END,
+               m.brackets || CASE y.typbasetype WHEN 0 THEN '[]' ELSE '' END
+        FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
+        WHERE y.typbasetype <> 0 OR y.typsubscript = 'pg_catalog.array_subscript_handler'::regproc)
+    SELECT y.oid, y.typname, y.typnamespace, m.brackets
+    FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
+    WHERE y.typbasetype = 0 AND y.typsubscript <> 'pg_catalog.array_subscript_handler'::regproc) AS base ON true
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = base.typnamespace
 LEFT JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_namespace o ON o.oid = own.typnamespace
@@ -49,13 +61,6 @@ class Kind(StrEnum):
     TABLE = "table"
     PARTITIONED = "partitioned"
     VIEW = "view"
-
-
-class Level(StrEnum):
-    """Whether a table's triggers fire once a statement or once a row."""
-
-    STATEMENT = "statement"
-    ROW = "row"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class _Record:
     column_names: list[str]
     column_types: list[str]
     column_casts: list[str]
+    retyped: list[str]
 
     def table(self) -> CapturedTable:
         name = TableName(self.schema, self.name)
@@ -106,26 +112,32 @@ class _Record:
         missing = [column for column in self.key_columns if column not in types]
         if not self.exists or missing:
             gone = f"its key column {missing[0]}" if self.exists else "the table"
-            raise CaptureError(
-                f"{name}: {gone} was dropped or renamed; undo that, or run: viewkeeper-cdc detach {name}, "
-                "delete its topic, and attach it anew"
-            )
+            raise CaptureError(f"{name}: {gone} was dropped or renamed; {_steps(name)}")
+        if self.retyped:
+            raise CaptureError(f"{name}: its key column {self.retyped[0]} was changed in type; {_steps(name)}")
         key = tuple(types[column] for column in self.key_columns)
         return CapturedTable(self.attachment, self.oid, name, Kind(self.kind), Level(self.level), key, columns)
 
 
+def _steps(name: TableName) -> str:
+    return (
+        f"undo that; or run: viewkeeper-cdc detach {name}, delete its topic, run: viewkeeper-cdc attach {name}, "
+        "and rebuild the views that read it"
+    )
+
+
 def captured_tables(connection: psycopg.Connection, capture: str) -> tuple[CapturedTable, ...]:
-    """Return what is attached to a capture; raise CaptureError if a table or its key was dropped or renamed."""
+    """Return what is attached to a capture; raise CaptureError if a table or its key was changed."""
     with connection.cursor(row_factory=class_row(_Record)) as cursor:
         return tuple(record.table() for record in cursor.execute(TABLES_SQL, {"capture": capture}))
 
 
 def selected(tables: Sequence[CapturedTable], wanted: str) -> tuple[CapturedTable, ...]:
-    """Return those of `tables` that `VIEWKEEPER_CDC_TABLES` names (`schema.table,…`), all if it names none.
+    """Return those of `tables` that `VIEWKEEPER_CDC_TABLES` names, all if it names none.
 
-    Raises ConfigurationError if one is named that is not attached.
+    Raises ConfigurationError if one is named that is not attached, or if what is named cannot be read.
     """
-    names = [TableName.parse(name) for name in wanted.split(",") if name.strip()]
+    names = [options.name for options in table_options(wanted)]
     attached = {table.name for table in tables}
     for name in names:
         if name not in attached:
@@ -137,11 +149,15 @@ def selected(tables: Sequence[CapturedTable], wanted: str) -> tuple[CapturedTabl
 
 def check_source(connection: psycopg.Connection, where: str) -> None:
     """Raise CaptureError for a standby, ConfigurationError with the command to run if the migration is missing."""
-    row = connection.execute("SELECT pg_is_in_recovery(), to_regprocedure('cdc.attach(text, regclass)')").fetchone()
+    # The catalog and no to_regprocedure(): that wants USAGE on the schema, and what is missing is said all at once.
+    row = connection.execute(
+        "SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_catalog.pg_proc p "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'cdc' AND p.proname = 'attach')"
+    ).fetchone()
     if row is not None and row[0]:
         raise CaptureError(
             f"{where} is a standby, where xids of the primary may yet be lost; "
             "point VIEWKEEPER_SOURCE_URL at the primary"
         )
-    if row is None or row[1] is None:
+    if row is None or not row[1]:
         raise ConfigurationError(f"{where}: schema cdc is missing; run: {migration_command('source')}")

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdc.statements import chunk
-from cdc.tables import CapturedTable, Kind, Level
+from cdc.table_options import Level
+from cdc.tables import CapturedTable, Kind
 from cdc.tables import Column as SourceColumn
 from cdc.wire import TableName
 from compose.local.postgres import PostgresServer

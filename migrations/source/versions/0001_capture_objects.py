@@ -9,9 +9,11 @@ revision = "0001"
 down_revision = None
 
 _SQL = files("migrations.source") / "sql"
+_UP = ("0001_capture_objects.sql", "0001_keys.sql", "0001_log_triggers.sql", "0001_attach.sql")
 
 
-def _run(script: str) -> None:
+def _run(name: str) -> None:
+    script = (_SQL / name).read_text(encoding="utf-8")
     # Straight to psycopg: SQLAlchemy would read the script's percent signs as placeholders.
     with closing(op.get_bind().connection.cursor()) as cursor:
         cursor.execute(script)
@@ -19,9 +21,10 @@ def _run(script: str) -> None:
 
 def upgrade() -> None:
     """Make the tables and functions of schema cdc."""
-    _run((_SQL / "0001_capture_objects.sql").read_text(encoding="utf-8"))
+    for name in _UP:
+        _run(name)
 
 
 def downgrade() -> None:
     """Detach every table and drop the objects again."""
-    _run((_SQL / "0001_capture_objects_down.sql").read_text(encoding="utf-8"))
+    _run("0001_capture_objects_down.sql")

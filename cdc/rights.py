@@ -1,0 +1,68 @@
+"""What a role lacks for attaching a table, asked of the catalog before anything is tried."""
+
+from collections.abc import Sequence
+
+import psycopg
+
+# The catalog alone: functions of schema cdc cannot be called before USAGE on it is there. Triggers log as the table's
+# owner; whoever owns cdc.captured_table reads the rows.
+_MISSING = """
+WITH target AS (
+    SELECT c.oid, c.relkind, c.relnamespace, c.relowner FROM pg_catalog.pg_class c WHERE c.oid = %(table)s
+), ours AS (
+    SELECT n.oid AS schema_oid, k.oid AS tables_oid, l.oid AS capture_oid, k.relowner AS reader
+    FROM pg_catalog.pg_namespace n
+    JOIN pg_catalog.pg_class k ON k.relnamespace = n.oid AND k.relname = 'captured_table'
+    JOIN pg_catalog.pg_class l ON l.relnamespace = n.oid AND l.relname = 'capture'
+    WHERE n.nspname = 'cdc'
+), wanted AS (
+    SELECT 1 AS place, pg_has_role(r.relowner, 'USAGE') AS given,
+           format('ownership of %%I.%%I (triggers that fire always want the owner)', n.nspname, r.relname) AS what
+    FROM target t
+    CROSS JOIN LATERAL (SELECT t.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(t.oid) p) AS tree
+    JOIN pg_catalog.pg_class r ON r.oid = tree.oid
+    JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+    WHERE t.relkind <> 'v'
+    UNION ALL
+    SELECT 2, has_schema_privilege(o.reader, t.relnamespace, 'USAGE'),
+           format('USAGE on schema %%I for role %%I, which reads the rows', t.relnamespace::regnamespace,
+                  pg_get_userbyid(o.reader)) FROM target t, ours o
+    UNION ALL
+    SELECT 3, has_table_privilege(o.reader, t.oid, 'SELECT'),
+           format('SELECT on %%s for role %%I, which reads the rows', %(name)s::text, pg_get_userbyid(o.reader))
+    FROM target t, ours o
+    UNION ALL
+    SELECT 4, has_schema_privilege(o.schema_oid, p.privilege), format('%%s on schema cdc', p.privilege)
+    FROM ours o, unnest(ARRAY['USAGE', 'CREATE']) AS p(privilege)
+    UNION ALL
+    SELECT 5, has_table_privilege(o.tables_oid, p.privilege), format('%%s on cdc.captured_table', p.privilege)
+    FROM ours o, unnest(ARRAY['SELECT', 'INSERT']) AS p(privilege)
+    UNION ALL
+    SELECT 6, has_table_privilege(o.capture_oid, 'INSERT'), 'INSERT on cdc.capture' FROM ours o
+    UNION ALL
+    SELECT 7, has_schema_privilege(t.relowner, o.schema_oid, 'CREATE'),
+           format('CREATE on schema cdc for role %%I, as which the triggers log', pg_get_userbyid(t.relowner))
+    FROM target t, ours o
+    WHERE t.relkind <> 'v' AND t.relowner <> current_user::regrole
+      AND NOT (SELECT u.rolsuper FROM pg_catalog.pg_roles u WHERE u.rolname = current_user)
+)
+SELECT w.what FROM wanted w WHERE NOT w.given ORDER BY w.place, w.what
+"""
+
+_WITHOUT = (
+    "sources that do without: `timestamp` needs SELECT alone, `wal` a publication; both come with a later version, "
+    "so for now somebody who has these rights attaches the table"
+)
+
+
+def missing_rights(connection: psycopg.Connection, table_oid: int, name: str) -> list[str]:
+    """Return what the session's role lacks for attaching a table, each in words; empty if nothing is missing."""
+    rows = connection.execute(_MISSING, {"table": table_oid, "name": name})
+    return [what for (what,) in rows]
+
+
+def complaint(where: str, name: str, missing: Sequence[str]) -> str:
+    """Say all that is missing at once, and which sources would work without it."""
+    return "\n".join(
+        [f"{where}: {name} cannot be attached; this role lacks:", *(f"  - {m}" for m in missing), _WITHOUT]
+    )

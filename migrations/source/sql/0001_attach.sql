@@ -1,0 +1,197 @@
+-- Attach a relation to a capture: its change log in two parts, and for tables the triggers that fill it. Returns false
+-- if it is attached already. CREATE TRIGGER's lock waits for open writers, so that the first snapshot taken after this
+-- transaction's commit misses nothing.
+CREATE FUNCTION cdc.attach(
+    capture_name text, target regclass, wanted_level text DEFAULT NULL, wanted_key name[] DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    level text := coalesce(wanted_level, 'statement');
+    refused text := cdc.refusal(target, level, wanted_key);
+    relation record;
+    attached integer;
+BEGIN
+    SELECT n.nspname AS schema_name, c.relname AS name, pg_catalog.pg_get_userbyid(c.relowner) AS owner INTO relation
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = target;
+    IF cdc.is_attached(capture_name, target, relation.schema_name, relation.name, wanted_level, wanted_key) THEN
+        RETURN false;
+    END IF;
+    IF refused IS NOT NULL THEN
+        RAISE EXCEPTION 'table %.% %', relation.schema_name, relation.name, refused
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+
+    INSERT INTO cdc.capture (name) VALUES (capture_name) ON CONFLICT DO NOTHING;
+    INSERT INTO cdc.captured_table
+        (capture, table_oid, table_schema, table_name, kind, level, key_columns, key_types, key_type_oids)
+    SELECT capture_name, target, relation.schema_name, relation.name, cdc.kind_of(target), level,
+           array_agg(k.column_name ORDER BY k.place), array_agg(k.log_type ORDER BY k.place),
+           array_agg(k.type_oid ORDER BY k.place)
+    FROM cdc.key_of(target, wanted_key) k
+    RETURNING id INTO attached;
+    PERFORM cdc.create_log(attached, target, wanted_key, relation.owner);
+    IF cdc.kind_of(target) <> 'view' THEN
+        PERFORM cdc.create_log_functions(attached, target, wanted_key, level, relation.owner);
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', target);
+        PERFORM cdc.create_log_triggers(attached, target, level);
+    END IF;
+    RETURN true;
+END
+$$;
+
+-- Whether a relation is attached as wanted; raises an error if it is attached otherwise.
+CREATE FUNCTION cdc.is_attached(
+    capture_name text, target regclass, schema_name name, relation_name name, wanted_level text, wanted_key name[])
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    known cdc.captured_table;
+BEGIN
+    SELECT * INTO known FROM cdc.captured_table t
+    WHERE t.capture = capture_name AND t.table_schema = schema_name AND t.table_name = relation_name;
+    IF known.id IS NULL THEN
+        RETURN false;
+    END IF;
+    IF known.table_oid <> target THEN
+        RAISE EXCEPTION 'another table is attached under the name %.%, and it is gone; detach it, delete its topic, '
+                        'then attach this one', schema_name, relation_name
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF known.level <> coalesce(wanted_level, known.level) OR known.key_columns <> coalesce(wanted_key, known.key_columns)
+    THEN
+        RAISE EXCEPTION 'table %.% is attached with level % and key %; to change that, detach it and attach it anew '
+                        '(after a change of its key, delete its topic in between)',
+                        schema_name, relation_name, known.level, array_to_string(known.key_columns, ',')
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    RETURN true;
+END
+$$;
+
+-- Make an attachment's change log. Its columns are named by position and wide, so that a renamed or widened key fits.
+CREATE FUNCTION cdc.create_log(attached integer, target regclass, wanted name[], table_owner name) RETURNS void
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    key_columns text := (SELECT string_agg(format('k%s %s', k.place, k.log_type), ', ' ORDER BY k.place)
+                         FROM cdc.key_of(target, wanted) k);
+    part text;
+BEGIN
+    -- Whoever attaches may be neither the role that captures nor the table's owner, as whom the triggers log.
+    IF NOT has_schema_privilege(table_owner, 'cdc', 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA cdc TO %I', table_owner);
+    END IF;
+    IF NOT has_table_privilege(table_owner, 'cdc.captured_table', 'SELECT') THEN
+        EXECUTE format('GRANT SELECT ON cdc.captured_table TO %I', table_owner);
+    END IF;
+    FOREACH part IN ARRAY ARRAY[format('cdc.log_%s_0', attached), format('cdc.log_%s_1', attached)] LOOP
+        -- `mark` is NULL for a record of keys, else why a record holds none: truncate, limit, or key, when a row's key
+        -- could not be told.
+        EXECUTE format('CREATE TABLE %s (xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(), mark text, %s)',
+                       part, key_columns);
+        EXECUTE format('CREATE INDEX ON %s (xid)', part);
+        EXECUTE format('CREATE INDEX ON %s (xid) WHERE mark IS NOT NULL', part);
+        EXECUTE format('GRANT ALL ON %s TO %I', part, cdc.capture_role());
+        EXECUTE format('GRANT SELECT, INSERT ON %s TO %I', part, table_owner);
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION cdc.create_log_functions(
+    attached integer, target regclass, wanted name[], level text, table_owner name) RETURNS void
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    operation text;
+BEGIN
+    FOREACH operation IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+        PERFORM cdc.create_log_function(attached, target, wanted, level, operation);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION cdc.log_%s_%s() TO %I', attached, operation, cdc.capture_role());
+        -- As the table's owner, and as nobody who may do more: a row's JSON runs casts that the owner may have made.
+        EXECUTE format('ALTER FUNCTION cdc.log_%s_%s() OWNER TO %I', attached, operation, table_owner);
+    END LOOP;
+END
+$$;
+
+-- The role that captures: whoever made this schema's tables.
+CREATE FUNCTION cdc.capture_role() RETURNS name
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class c WHERE c.oid = 'cdc.captured_table'::regclass
+$$;
+
+-- Put what triggers are missing on partitions that came later; returns whether any was added. Triggers on what is no
+-- longer in the tree go: a detached partition would log on.
+CREATE FUNCTION cdc.complete(attachment integer) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+    known cdc.captured_table;
+    refused text;
+BEGIN
+    SELECT * INTO STRICT known FROM cdc.captured_table t WHERE t.id = attachment;
+    refused := cdc.refusal(known.table_oid, known.level, known.key_columns);
+    IF refused IS NOT NULL THEN
+        RAISE EXCEPTION 'table %.% %', known.table_schema, known.table_name, refused
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    PERFORM cdc.drop_log_triggers(attachment, ARRAY(SELECT t::oid FROM cdc.tree_of(known.table_oid) t));
+    RETURN cdc.create_log_triggers(attachment, known.table_oid, known.level);
+END
+$$;
+REVOKE EXECUTE ON FUNCTION cdc.complete(integer) FROM PUBLIC;
+
+-- Take back what attach made, of a table that may have been renamed or dropped since: it is found by its name then, or
+-- by its name now. Returns false if it is not attached.
+CREATE FUNCTION cdc.detach(capture_name text, schema_name name, relation_name name) RETURNS boolean
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    attached integer;
+    operation text;
+BEGIN
+    DELETE FROM cdc.captured_table t
+    WHERE t.id = (
+        SELECT k.id FROM cdc.captured_table k
+        WHERE k.capture = capture_name
+          AND ((k.table_schema, k.table_name) = (schema_name, relation_name)
+               OR k.table_oid = to_regclass(format('%I.%I', schema_name, relation_name)))
+        ORDER BY (k.table_schema, k.table_name) <> (schema_name, relation_name) LIMIT 1)
+    RETURNING t.id INTO attached;
+    IF attached IS NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM cdc.drop_log_triggers(attached, '{}');
+    FOREACH operation IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS cdc.log_%s_%s()', attached, operation);
+    END LOOP;
+    EXECUTE format('DROP TABLE cdc.log_%1$s_0, cdc.log_%1$s_1', attached);
+    RETURN true;
+END
+$$;
+
+-- Log keys of a relation that has no triggers of its own, a plain SQL view for instance, for every capture that it is
+-- attached to: one array literal a key column, SELECT cdc.log_changes('public.user_information', '{1,2,3}'). A key that
+-- is NULL in part is no row's, and is left out. Call it from a SECURITY DEFINER function of a role that may.
+CREATE FUNCTION cdc.log_changes(target regclass, VARIADIC keys text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+    known cdc.captured_table;
+    part text;
+BEGIN
+    FOR known IN SELECT * FROM cdc.captured_table t WHERE t.table_oid = target LOOP
+        IF cardinality(keys) <> cardinality(known.key_columns) THEN
+            RAISE EXCEPTION 'the key of %.% is (%): % arrays are wanted, not %', known.table_schema, known.table_name,
+                            array_to_string(known.key_columns, ', '), cardinality(known.key_columns), cardinality(keys)
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        part := format('cdc.log_%s_%s', known.id, known.active_part);
+        IF pg_catalog.pg_relation_size(part::regclass) >= known.log_limit_bytes THEN
+            EXECUTE cdc.limit_record(known.id, known.active_part);
+        ELSE
+            EXECUTE (
+                SELECT format('INSERT INTO %1$s (%2$s) SELECT %2$s FROM unnest(%3$s) AS given(%2$s) '
+                              'WHERE (%2$s) IS NOT NULL', part,
+                              string_agg(format('k%s', k.place), ', ' ORDER BY k.place),
+                              string_agg(format('%L::%s[]', keys[k.place], k.log_type), ', ' ORDER BY k.place))
+                FROM unnest(known.key_types) WITH ORDINALITY k(log_type, place));
+        END IF;
+    END LOOP;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION cdc.log_changes(regclass, text[]) FROM PUBLIC;
