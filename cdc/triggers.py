@@ -28,9 +28,14 @@ SESSION = {
     "search_path": "",
     "TimeZone": "UTC",
     "DateStyle": "ISO, YMD",
-    "IntervalStyle": "postgres",
+    "IntervalStyle": "iso_8601",
     "extra_float_digits": "1",
     "bytea_output": "hex",
+    "lc_monetary": "C",
+    # Names of types, as the catalog gives them, decide how values are written.
+    "quote_all_identifiers": "off",
+    # What psycopg quotes, backslashes too, is read as it was meant.
+    "standard_conforming_strings": "on",
     "client_encoding": "UTF8",
     # A row hidden by a policy would look deleted: make Postgres raise an error instead.
     "row_security": "off",
