@@ -14,13 +14,34 @@ WITH RECURSIVE wanted AS (
     UNION ALL
     SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
 ), columns AS (
-    -- What ADD COLUMN … DEFAULT adds to rows, and how an enum's labels read, are part of the rows' shape.
+    -- What ADD COLUMN … DEFAULT adds to rows, and what a virtual column is computed by, are part of the rows' shape.
     SELECT w.attachment, string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
         a.atthasmissing, a.attmissingval::text,
-        (SELECT string_agg(e.enumlabel, ',' ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e
-         WHERE e.enumtypid = a.atttypid)), ';' ORDER BY a.attnum) AS text
+        CASE WHEN a.attgenerated = 'v' THEN (SELECT d.xmin FROM pg_catalog.pg_attrdef d
+            WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END), ';' ORDER BY a.attnum) AS text
     FROM wanted w JOIN pg_catalog.pg_attribute a ON a.attrelid = w.root AND a.attnum > 0 AND NOT a.attisdropped
     GROUP BY w.attachment
+), types AS (
+    -- Types that somebody made, and what those are made from: Postgres's own, below 16384, stay as they are.
+    SELECT w.attachment, a.atttypid AS oid
+    FROM wanted w JOIN pg_catalog.pg_attribute a ON a.attrelid = w.root AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE a.atttypid >= 16384
+    UNION
+    SELECT t.attachment, p.oid FROM types t JOIN pg_catalog.pg_type y ON y.oid = t.oid CROSS JOIN LATERAL (
+        SELECT unnest(ARRAY[y.typbasetype, y.typelem]) UNION ALL
+        SELECT g.rngsubtype FROM pg_catalog.pg_range g WHERE y.oid IN (g.rngtypid, g.rngmultitypid) UNION ALL
+        SELECT a.atttypid FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = y.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS p (oid)
+    WHERE p.oid >= 16384
+), labels AS (
+    -- Renaming an enum's label or a composite type's attribute rewrites no row, and changes what is read of it.
+    SELECT t.attachment, string_agg(concat_ws(' ', t.oid,
+        (SELECT string_agg(e.enumlabel, ',' ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e
+         WHERE e.enumtypid = t.oid),
+        (SELECT string_agg(concat_ws(' ', a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum)
+         FROM pg_catalog.pg_type y JOIN pg_catalog.pg_attribute a ON a.attrelid = y.typrelid
+         WHERE y.oid = t.oid AND a.attnum > 0 AND NOT a.attisdropped)), ';' ORDER BY t.oid) AS text
+    FROM types t GROUP BY t.attachment
 ), relations AS (
     SELECT t.attachment, string_agg(concat_ws(' ', c.oid, c.relpersistence,
                (SELECT r.xmin FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND c.relkind = 'v')), ';'
@@ -39,7 +60,7 @@ WITH RECURSIVE wanted AS (
         WHERE g.tgrelid = c.oid AND starts_with(g.tgname, 'viewkeeper_' || t.attachment || '_')) AS g ON true
     GROUP BY t.attachment
 )
-SELECT w.attachment, md5(concat_ws('|', c.text, r.text, r.triggers)), md5(r.files),
+SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text, r.triggers)), md5(r.files),
        CASE WHEN NOT r.permanent
             THEN 'is unlogged now: a crash would empty it without a trace; ALTER TABLE … SET LOGGED brings it back'
             WHEN r.subscribed AND w.level = 'statement'
@@ -49,6 +70,7 @@ SELECT w.attachment, md5(concat_ws('|', c.text, r.text, r.triggers)), md5(r.file
             THEN 'has triggers of the capture that are missing or disabled; enable them with ALTER TABLE … ENABLE '
                  'ALWAYS TRIGGER …, or detach it and attach it anew' END
 FROM wanted w JOIN columns c USING (attachment) JOIN relations r USING (attachment)
+LEFT JOIN labels l USING (attachment)
 """
 """One row a table, in the open transaction's snapshot: attachment, shape, files, and why its changes are not logged."""
 

@@ -15,7 +15,7 @@ from cdc.errors import CaptureError
 from cdc.fingerprints import Seen
 from cdc.progress import Phase, phase
 from cdc.sweep import KeyReader
-from cdc.tables import CapturedTable, selected
+from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp
 from cdc.triggers import Drain, Found, Mark, Round, TriggerSource
 from runtime.postgres import LockNotAvailable
@@ -47,6 +47,7 @@ class Reader:
         self._taking_up = taking_up
         self._cursor = cursor
         self._entries: Mapping[str, TableCursor] = cursor.tables
+        self._shapes: dict[int, str] = {}
         self._page_rows: dict[int, int] = {}
         self._drains: dict[str, Drain] = {}
         self._sweeps: dict[str, KeyReader] = {}
@@ -83,7 +84,7 @@ class Reader:
 
     def _look(self) -> None:
         """Take up what is attached now, and begin what was asked for."""
-        attached = self._source.attached()
+        attached, looks = self._source.attached()
         names = {str(table.name) for table in attached}
         entries = {name: entry for name, entry in self._entries.items() if name in names}
         requests = self._source.requests()
@@ -104,6 +105,7 @@ class Reader:
             entries[name] = entry
         self._entries = entries
         self.tables = wanted
+        self._shapes = {attachment: seen.shape for attachment, seen in looks.items()}
         if not self._history_checked:
             self._check_pruned()
         self._taking_up.check(entries[str(table.name)] for table in wanted)
@@ -163,11 +165,15 @@ class Reader:
             found = {one.table.attachment: one for one in round_.found}
             before, pages = self._entries, list[Page]()
             self._entries = dict(before)
-            for table in round_.tables:
+            # A table that was altered since the catalog was read would be read in its old shape: it sits the round out.
+            known = [one for one in round_.tables if seen[one.attachment].shape == self._shapes[one.attachment]]
+            for table in known:
                 name, number = str(table.name), table.attachment
                 self._entries[name] = self._moved(round_, before[name], table, seen[number], found.get(number), pages)
         self._emitted_at = began
-        current = {str(table.name) for table in round_.tables} - self._drains.keys()
+        if len(known) < len(round_.tables):
+            self._looked_at = self._emitted_at = float("-inf")
+        current = {str(table.name) for table in known} - self._drains.keys()
         return Unit(
             tables=self._entries,
             pages=pages,
@@ -208,7 +214,9 @@ class Reader:
         if Mark.LIMIT in marks:
             return self._given_up(table, entry, "its change log had reached its limit")
         looks = entry.fingerprint
-        rewritten = looks and seen.files != looks.files and Mark.TRUNCATE not in marks
+        # A TRUNCATE gives a table new files; of a partition's it explains its own alone.
+        explained = Mark.TRUNCATE in marks and table.kind is not Kind.PARTITIONED
+        rewritten = looks and seen.files != looks.files and not explained
         if Mark.KEY in marks or rewritten or (looks and seen.shape != looks.shape):
             log.info("table_changed", table=name, reason="it was altered or rewritten: it is read anew")
             return self._begun(round_, table, entry, seen)

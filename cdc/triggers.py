@@ -5,12 +5,13 @@ PgQ's ticks do: no clock, no gap, no wait behind open transactions. Rows are rea
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 import psycopg
+from psycopg import errors as pg
 from psycopg.sql import Composed
 from psycopg.types.string import ByteaBinaryLoader
 
@@ -155,10 +156,14 @@ class TriggerSource:
             for setting, value in _READER.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (setting, value))
 
-    def attached(self) -> tuple[CapturedTable, ...]:
-        """Return what is attached to the capture now; raise CaptureError if a table or its key is not as it was."""
-        with translated(self._where):
-            return captured_tables(self._connection, self._capture)
+    def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
+        """Return what is attached to the capture, and what it looks like at the same moment, by attachment.
+
+        Raises CaptureError if a table or its key is not as it was.
+        """
+        with translated(self._where), self._reading(()):
+            tables = captured_tables(self._connection, self._capture)
+            return tables, self.seen(tables)
 
     def requests(self) -> dict[int, int]:
         """Return the newest request for a snapshot of each attachment that has one."""
@@ -172,8 +177,11 @@ class TriggerSource:
             return {attachment for (attachment,) in self._connection.execute(_PRUNED, values)}
 
     def arm(self, table: CapturedTable) -> None:
-        """Add the triggers that partitions lack which were attached later; raise LockNotAvailable if one is in use."""
-        with translated(self._where):
+        """Add the triggers that partitions lack which were attached later, if the table may still be captured.
+
+        Raises LockNotAvailable if one is in use.
+        """
+        with translated(self._where), suppress(pg.ObjectNotInPrerequisiteState):
             self._connection.execute(_COMPLETE, {"attachment": table.attachment})
 
     def empty(self, table: CapturedTable) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from compose.local.kafka import KafkaBroker
+from runtime.postgres import connect
+from tests.integration.captured_source import Source
 from tests.integration.changelog import KEYS, PARTITIONS, Changelog
 from tests.integration.projector_steps import Steps, projector_settings, projector_steps
 
@@ -27,3 +29,10 @@ def steps(changelog: Changelog, settings_env: dict[str, str]) -> Iterator[Steps]
     """Give a projector that reads them, one batch at a time."""
     with projector_steps(projector_settings(settings_env)) as steps:
         yield steps
+
+
+@pytest.fixture
+def source(source_url: str, kafka: KafkaBroker, topic_prefix: str) -> Iterator[Source]:
+    """Give the source database, with nothing attached yet."""
+    with connect(source_url, name="test", settings={"TimeZone": "UTC"}) as connection:
+        yield Source(connection, source_url, kafka, topic_prefix)

@@ -2,86 +2,17 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, LiteralString, cast
+from typing import Any, cast
 
 import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from cdc.attachment import attach
-from cdc.wire import TableName
-from compose.local.kafka import KafkaBroker
-from runtime.postgres import connect
 from tests.daemons import Daemons
-from tests.topic_reader import Changelog, read_changelog, read_cursor
+from tests.integration.captured_source import Source, insert_tweets
+from tests.topic_reader import read_cursor
 from tests.waiting import wait_until
-
-TABLES = ("users", "tweets", "follows", "likes")
-
-
-class Source:
-    """The source database of a test, and the topics that the capture makes of it."""
-
-    def __init__(self, connection: psycopg.Connection, kafka: KafkaBroker, prefix: str) -> None:
-        self.connection = connection
-        self.bootstrap_servers = kafka.bootstrap_servers
-        self.prefix = prefix
-
-    def run(self, *statements: str) -> None:
-        """Execute statements, each a transaction of its own."""
-        for statement in statements:
-            self.connection.execute(statement)
-
-    def now(self) -> datetime:
-        """Read the source's clock; after a COMMIT that is a time by which it was committed."""
-        return cast(datetime, self.value("SELECT clock_timestamp()"))
-
-    def value(self, query: LiteralString, *values: object) -> object:
-        """Return the one value that a query selects."""
-        row = self.connection.execute(query, values).fetchone()
-        assert row is not None
-        return row[0]
-
-    def attach(self, *tables: str) -> None:
-        for table in tables:
-            assert attach(self.connection, "viewkeeper", TableName.parse(table), where="test")
-
-    def topic(self, table: str) -> Changelog:
-        return read_changelog(self.bootstrap_servers, f"{self.prefix}.public.{table}")
-
-    def wait_published(self, *tables: str, timeout_seconds: float = 30.0) -> None:
-        """Wait for a watermark of these tables that is younger than this moment."""
-        until = self.now()
-
-        def published() -> bool:
-            cursor = read_cursor(self.bootstrap_servers, self.prefix)
-            entries = [cursor.tables.get(f"public.{table}") for table in tables] if cursor else [None]
-            return all(entry and entry.watermark and entry.watermark.time >= until for entry in entries)
-
-        wait_until(published, timeout_seconds=timeout_seconds, what=f"a watermark after {until} of {tables}")
-
-    def assert_topic_equals_table(self, table: str, key: str) -> None:
-        rows = self.connection.execute(f"SELECT row_to_json(t)::text FROM (SELECT * FROM {table}) t").fetchall()
-        expected = {f'{{"{key}":{row[key]}}}': _comparable(row) for row in (json.loads(text) for (text,) in rows)}
-        found = {name: _comparable(row) for name, row in self.topic(table).rows().items()}
-        assert found == expected
-
-
-def _comparable(row: dict[str, Any]) -> dict[str, Any]:
-    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at") if row.get(name)}
-    return {**row, **times}
-
-
-@pytest.fixture
-def source(source_url: str, kafka: KafkaBroker, topic_prefix: str) -> Iterator[Source]:
-    with connect(source_url, name="test", settings={"TimeZone": "UTC"}) as connection:
-        yield Source(connection, kafka, topic_prefix)
-
-
-def insert_tweets(first: int, last: int) -> str:
-    return f"INSERT INTO tweets SELECT i, i % 7, 'tweet ' || i, now() FROM generate_series({first}, {last}) i"
 
 
 def test_topic_equals_table_after_every_kind_of_statement(source: Source, daemon: Daemons) -> None:

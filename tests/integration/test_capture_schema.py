@@ -1,0 +1,133 @@
+"""Schema changes while the capture runs: rows take their new shape and nothing stops, or it stops and says why."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from tests.daemons import Daemons
+from tests.integration.captured_source import Source, insert_tweets
+from tests.waiting import wait_until
+
+CHANGES = {
+    "added": "ALTER TABLE tweets ADD COLUMN note text DEFAULT 'new'",
+    "added_empty": "ALTER TABLE tweets ADD COLUMN note text",
+    "dropped": "ALTER TABLE tweets DROP COLUMN created_at",
+    "renamed": "ALTER TABLE tweets RENAME COLUMN text TO words",
+    "retyped": "ALTER TABLE tweets ALTER COLUMN user_id TYPE text USING 'user ' || user_id",
+    "wider_key": "ALTER TABLE tweets ALTER COLUMN tweet_id TYPE integer",
+}
+
+
+@pytest.fixture
+def tweets(source: Source) -> Source:
+    """Give a source with 300 rows in tweets; tweets and users are attached."""
+    source.run(insert_tweets(1, 300))
+    source.attach("users", "tweets")
+    return source
+
+
+def test_columns_change_while_rows_do(tweets: Source, daemon: Daemons) -> None:
+    """The catalog is read each second, and rounds come more often: none may write rows in the shape before."""
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "50"})
+    tweets.wait_exact("tweets")
+    tweets.run("ALTER TABLE tweets ADD COLUMN gone integer")
+    for number, change in enumerate(
+        (
+            "ADD COLUMN note text DEFAULT 'new'",
+            "DROP COLUMN gone",
+            "RENAME COLUMN text TO words",
+            "ALTER COLUMN user_id TYPE text USING 'user ' || user_id",
+            "ALTER COLUMN tweet_id TYPE integer",
+            "ADD COLUMN empty text",
+        )
+    ):
+        with _written(tweets, "users"):
+            tweets.run(
+                f"ALTER TABLE tweets {change}", f"UPDATE tweets SET created_at = now() WHERE tweet_id = {number}"
+            )
+            tweets.wait_published("users")
+        tweets.wait_exact("users", "tweets")
+    assert len(capture.logged("leading")) == 1
+
+
+@contextmanager
+def _written(source: Source, table: str) -> Iterator[None]:
+    """Write rows of a table, one after the other, while the body runs."""
+    over = threading.Event()
+
+    def write() -> None:
+        with source.session() as session:
+            session.autocommit = True
+            while not over.is_set():
+                session.execute(f"INSERT INTO {table} SELECT coalesce(max(user_id), 0) + 1 FROM {table}")
+
+    with ThreadPoolExecutor(1) as executor:
+        writing = executor.submit(write)
+        try:
+            yield
+        finally:
+            over.set()
+            writing.result()
+
+
+@pytest.mark.parametrize(
+    ("statement", "complaint"),
+    [
+        ("ALTER TABLE tweets RENAME TO posts", "public.tweets: the table was dropped or renamed"),
+        ("ALTER TABLE tweets SET SCHEMA cdc", "public.tweets: the table was dropped or renamed"),
+        ("DROP TABLE tweets", "public.tweets: the table was dropped or renamed"),
+        ("BEGIN; DROP TABLE tweets; CREATE TABLE tweets (tweet_id bigint PRIMARY KEY); COMMIT", "dropped or renamed"),
+    ],
+    ids=["renamed", "moved", "dropped", "replaced"],
+)
+def test_a_table_that_is_gone_stops_it_with_advice(
+    tweets: Source, daemon: Daemons, statement: str, complaint: str
+) -> None:
+    capture = daemon("cdc", "run")
+    tweets.wait_published("tweets")
+    tweets.run(statement)
+    assert capture.wait() == 1
+    assert complaint in capture.log_text()
+    assert "viewkeeper-cdc detach public.tweets" in capture.log_text()
+
+
+@pytest.mark.parametrize(
+    ("statement", "key"),
+    [
+        ("ALTER TABLE tweets RENAME COLUMN tweet_id TO id", "id"),
+        ("ALTER TABLE tweets ALTER COLUMN tweet_id TYPE text", "tweet_id"),
+    ],
+    ids=["renamed", "retyped"],
+)
+def test_c11_a_changed_key_stops_it_and_the_steps_that_it_names_work(
+    tweets: Source, daemon: Daemons, statement: str, key: str
+) -> None:
+    capture = daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+    tweets.run(statement, "UPDATE tweets SET text = 'the writer goes on'")
+    assert capture.wait() == 1
+    complaint = capture.log_text()
+    assert f"public.tweets: its key column tweet_id was {'changed in type' if key == 'tweet_id' else ''}" in complaint
+    assert "detach public.tweets, delete its topic, run: viewkeeper-cdc attach public.tweets" in complaint
+    assert {row.keys() >= {"tweet_id"} for row in tweets.topic("tweets").rows().values()} == {True}
+    _command(daemon, "detach", "public.tweets")
+    delete_topic(tweets, "tweets")
+    _command(daemon, "attach", "public.tweets")
+    daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+    assert key in next(iter(tweets.topic("tweets").rows()))
+
+
+def _command(daemon: Daemons, *words: str) -> None:
+    assert daemon("cdc", *words).wait() == 0
+
+
+def delete_topic(source: Source, table: str) -> None:
+    """Delete a table's topic, and wait until it is gone."""
+    client, topic = AdminClient({"bootstrap.servers": source.bootstrap_servers}), source.topic_name(table)
+    client.delete_topics([topic])[topic].result()
+    wait_until(lambda: topic not in client.list_topics(timeout=10).topics, what="the topic's end")
