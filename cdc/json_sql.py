@@ -70,15 +70,15 @@ def _wire_value(type_name: str, value: Composable) -> Composable:
         # encode() breaks its lines after 76 characters.
         return SQL("replace(encode({}, 'base64'), E'\\n', '')").format(value)
     if type_name == "timestamp with time zone":
-        return _timestamp(value, SQL("timezone('UTC', {})").format(value), "Z")
+        return _timestamp(value, "Z")
     if type_name == "timestamp without time zone":
-        return _timestamp(value, value, "")
+        return _timestamp(value, "")
     return value
 
 
-def _timestamp(value: Composable, shown: Composable, zone: str) -> Composable:
-    return SQL("CASE WHEN {value} {common_era} THEN to_char({shown}, {layout}) ELSE {value}::text END").format(
-        value=value, common_era=_COMMON_ERA, shown=shown, layout=Literal(f'YYYY-MM-DD"T"HH24:MI:SS.US"{zone}"')
+def _timestamp(value: Composable, zone: str) -> Composable:
+    return SQL("CASE WHEN {value} {common_era} THEN to_char({value}, {layout}) ELSE {value}::text END").format(
+        value=value, common_era=_COMMON_ERA, layout=Literal(f'YYYY-MM-DD"T"HH24:MI:SS.US"{zone}"')
     )
 
 
