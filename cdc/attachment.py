@@ -41,7 +41,7 @@ def attach(
         found = connection.execute(_FIND, (table.schema, table.name)).fetchone()
         if found is None:
             raise ConfigurationError(f"{where}: there is no table {table}")
-        missing = missing_rights(connection, found[0], str(table))
+        missing = missing_rights(connection, found[0], str(table), row_level=level is Level.ROW)
     if missing:
         raise ConfigurationError(complaint(where, str(table), missing))
     values = {"capture": capture, "table": found[0], "level": level, "key": list(key) if key else None}

@@ -37,9 +37,13 @@ def run() -> None:
 
 @commands.command("attach", epilog=settings_epilog(CaptureSettings))
 @click.argument("tables", nargs=-1, metavar="[TABLE…]")
-@click.option("--level", type=click.Choice(list(Level)), help="triggers fire once a statement (the default) or a row")
+@click.option(
+    "--level",
+    type=click.Choice([level.value for level in Level]),
+    help="triggers fire once a statement (the default) or a row",
+)
 @click.option("--key", metavar="a,b", help="columns of a unique index; the primary key when left out")
-def attach_tables(tables: tuple[str, ...], level: Level | None, key: str | None) -> None:
+def attach_tables(tables: tuple[str, ...], level: str | None, key: str | None) -> None:
     """Attach TABLEs (name or schema.name) to the capture: triggers log their changes from now on.
 
     Without TABLE, attach those that VIEWKEEPER_CDC_TABLES names, as its file says.
@@ -51,12 +55,13 @@ def attach_tables(tables: tuple[str, ...], level: Level | None, key: str | None)
 
 
 def _wanted(
-    settings: CaptureSettings, tables: tuple[str, ...], level: Level | None, key: str | None
+    settings: CaptureSettings, tables: tuple[str, ...], level: str | None, key: str | None
 ) -> tuple[TableOptions, ...]:
     if tables:
+        of_level = Level(level) if level else None
         columns = tuple(column.strip() for column in key.split(",")) if key is not None else None
         try:
-            return tuple(TableOptions(name=TableName.parse(table), level=level, key=columns) for table in tables)
+            return tuple(TableOptions(name=TableName.parse(table), level=of_level, key=columns) for table in tables)
         except ValidationError as error:
             raise click.UsageError(f"--key {key} is wrong; accepted are column names, each once: a,b") from error
     if level or key:

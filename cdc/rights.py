@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import psycopg
 
-# The catalog alone: functions of schema cdc cannot be called before USAGE on it is there. Triggers log as the table's
-# owner; whoever owns cdc.captured_table reads the rows.
+# The catalog alone: functions of schema cdc cannot be called before USAGE on it is there. Whoever owns
+# cdc.captured_table reads the rows; triggers of the row level log as the table's owner.
 _MISSING = """
 WITH target AS (
     SELECT c.oid, c.relkind, c.relnamespace, c.relowner FROM pg_catalog.pg_class c WHERE c.oid = %(table)s
@@ -43,7 +43,7 @@ WITH target AS (
     SELECT 7, has_schema_privilege(t.relowner, o.schema_oid, 'CREATE'),
            format('CREATE on schema cdc for role %%I, as which the triggers log', pg_get_userbyid(t.relowner))
     FROM target t, ours o
-    WHERE t.relkind <> 'v' AND t.relowner <> current_user::regrole
+    WHERE %(row_level)s AND t.relkind <> 'v' AND t.relowner <> current_user::regrole
       AND NOT (SELECT u.rolsuper FROM pg_catalog.pg_roles u WHERE u.rolname = current_user)
 )
 SELECT w.what FROM wanted w WHERE NOT w.given ORDER BY w.place, w.what
@@ -55,9 +55,9 @@ _WITHOUT = (
 )
 
 
-def missing_rights(connection: psycopg.Connection, table_oid: int, name: str) -> list[str]:
+def missing_rights(connection: psycopg.Connection, table_oid: int, name: str, *, row_level: bool) -> list[str]:
     """Return what the session's role lacks for attaching a table, each in words; empty if nothing is missing."""
-    rows = connection.execute(_MISSING, {"table": table_oid, "name": name})
+    rows = connection.execute(_MISSING, {"table": table_oid, "name": name, "row_level": row_level})
     return [what for (what,) in rows]
 
 

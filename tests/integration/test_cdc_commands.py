@@ -1,5 +1,7 @@
 """What a person is told by `viewkeeper-cdc` when something is wrong or missing."""
 
+from pathlib import Path
+
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -46,6 +48,53 @@ def test_a_table_that_cannot_be_captured_is_refused(
     attach = daemon("cdc", "attach", "odd")
     assert attach.wait() == 2
     assert complaint in attach.log_text()
+
+
+def test_level_and_key_are_options_of_attach(source_url: str, daemon: Daemons) -> None:
+    with psycopg.connect(source_url, autocommit=True) as session:
+        session.execute("CREATE VIEW busy AS SELECT user_id, text FROM tweets")
+        assert daemon("cdc", "attach", "tweets", "users", "--level", "row").wait() == 0
+        assert daemon("cdc", "attach", "busy", "--key", "text, user_id").wait() == 0
+        captured = session.execute(
+            "SELECT table_name, kind, level, key_columns FROM cdc.captured_table ORDER BY id"
+        ).fetchall()
+    assert captured == [
+        ("tweets", "table", "row", ["tweet_id"]),
+        ("users", "table", "row", ["user_id"]),
+        ("busy", "view", "statement", ["text", "user_id"]),
+    ]
+
+
+def test_attach_without_a_table_takes_those_of_the_file(source_url: str, daemon: Daemons, tmp_path: Path) -> None:
+    file = tmp_path / "tables.toml"
+    file.write_text('[[table]]\nname = "users"\n[[table]]\nname = "public.tweets"\nlevel = "row"\nkey = ["tweet_id"]\n')
+    settings = {"VIEWKEEPER_CDC_TABLES": str(file)}
+    attach = daemon("cdc", "attach", settings=settings)
+    assert attach.wait() == 0
+    assert attach.log_text().splitlines() == ["public.users: attached", "public.tweets: attached"]
+    with psycopg.connect(source_url) as session:
+        levels = session.execute("SELECT level FROM cdc.captured_table ORDER BY id").fetchall()
+    assert levels == [("statement",), ("row",)]
+    assert daemon("cdc", "detach", "tweets").wait() == 0
+    capture = daemon("cdc", "run", settings=settings)
+    assert capture.wait() == 2
+    assert "VIEWKEEPER_CDC_TABLES names public.tweets, which is not attached" in capture.log_text()
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "name a TABLE, or set VIEWKEEPER_CDC_TABLES"),
+        (("--level", "row"), "--level and --key go with a TABLE"),
+        (("users", "--key", "a,,b"), "--key a,,b is wrong; accepted are column names, each once: a,b"),
+        (("users", "--level", "rows"), "'rows' is not one of 'statement', 'row'"),
+    ],
+)
+def test_wrong_options_of_attach_are_named(daemon: Daemons, arguments: tuple[str, ...], complaint: str) -> None:
+    attach = daemon("cdc", "attach", *arguments)
+    assert attach.wait() == 2
+    assert complaint in " ".join(attach.log_text().split())
 
 
 def test_attach_waits_for_a_lock_without_making_writers_wait(source_url: str, daemon: Daemons) -> None:

@@ -10,7 +10,11 @@ DECLARE
     relation record;
     attached integer;
 BEGIN
-    SELECT n.nspname AS schema_name, c.relname AS name, pg_catalog.pg_get_userbyid(c.relowner) AS owner INTO relation
+    SELECT n.nspname AS schema_name, c.relname AS name,
+           -- A row's JSON runs casts that the table's owner may have made: it is made as that role, as nobody who may
+           -- do more. At statement level nothing of a user's runs, and whoever attaches keeps the right to log.
+           CASE level WHEN 'row' THEN pg_catalog.pg_get_userbyid(c.relowner) ELSE current_user END AS log_role
+    INTO relation
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = target;
     IF cdc.is_attached(capture_name, target, relation.schema_name, relation.name, wanted_level, wanted_key) THEN
@@ -29,9 +33,9 @@ BEGIN
            array_agg(k.type_oid ORDER BY k.place)
     FROM cdc.key_of(target, wanted_key) k
     RETURNING id INTO attached;
-    PERFORM cdc.create_log(attached, target, wanted_key, relation.owner);
+    PERFORM cdc.create_log(attached, target, wanted_key, relation.log_role);
     IF cdc.kind_of(target) <> 'view' THEN
-        PERFORM cdc.create_log_functions(attached, target, wanted_key, level, relation.owner);
+        PERFORM cdc.create_log_functions(attached, target, wanted_key, level, relation.log_role);
         EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', target);
         PERFORM cdc.create_log_triggers(attached, target, level);
     END IF;
@@ -57,8 +61,8 @@ BEGIN
                         'then attach this one', schema_name, relation_name
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    IF known.level <> coalesce(wanted_level, known.level) OR known.key_columns <> coalesce(wanted_key, known.key_columns)
-    THEN
+    IF known.level <> coalesce(wanted_level, known.level)
+       OR known.key_columns <> coalesce(wanted_key, known.key_columns) THEN
         RAISE EXCEPTION 'table %.% is attached with level % and key %; to change that, detach it and attach it anew '
                         '(after a change of its key, delete its topic in between)',
                         schema_name, relation_name, known.level, array_to_string(known.key_columns, ',')
@@ -69,19 +73,19 @@ END
 $$;
 
 -- Make an attachment's change log. Its columns are named by position and wide, so that a renamed or widened key fits.
-CREATE FUNCTION cdc.create_log(attached integer, target regclass, wanted name[], table_owner name) RETURNS void
+CREATE FUNCTION cdc.create_log(attached integer, target regclass, wanted name[], log_role name) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     key_columns text := (SELECT string_agg(format('k%s %s', k.place, k.log_type), ', ' ORDER BY k.place)
                          FROM cdc.key_of(target, wanted) k);
     part text;
 BEGIN
-    -- Whoever attaches may be neither the role that captures nor the table's owner, as whom the triggers log.
-    IF NOT has_schema_privilege(table_owner, 'cdc', 'USAGE') THEN
-        EXECUTE format('GRANT USAGE ON SCHEMA cdc TO %I', table_owner);
+    -- Whoever attaches may be neither the role that captures nor the one as which the triggers log.
+    IF NOT has_schema_privilege(log_role, 'cdc', 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA cdc TO %I', log_role);
     END IF;
-    IF NOT has_table_privilege(table_owner, 'cdc.captured_table', 'SELECT') THEN
-        EXECUTE format('GRANT SELECT ON cdc.captured_table TO %I', table_owner);
+    IF NOT has_table_privilege(log_role, 'cdc.captured_table', 'SELECT') THEN
+        EXECUTE format('GRANT SELECT ON cdc.captured_table TO %I', log_role);
     END IF;
     FOREACH part IN ARRAY ARRAY[format('cdc.log_%s_0', attached), format('cdc.log_%s_1', attached)] LOOP
         -- `mark` is NULL for a record of keys, else why a record holds none: truncate, limit, or key, when a row's key
@@ -91,13 +95,13 @@ BEGIN
         EXECUTE format('CREATE INDEX ON %s (xid)', part);
         EXECUTE format('CREATE INDEX ON %s (xid) WHERE mark IS NOT NULL', part);
         EXECUTE format('GRANT ALL ON %s TO %I', part, cdc.capture_role());
-        EXECUTE format('GRANT SELECT, INSERT ON %s TO %I', part, table_owner);
+        EXECUTE format('GRANT SELECT, INSERT ON %s TO %I', part, log_role);
     END LOOP;
 END
 $$;
 
 CREATE FUNCTION cdc.create_log_functions(
-    attached integer, target regclass, wanted name[], level text, table_owner name) RETURNS void
+    attached integer, target regclass, wanted name[], level text, log_role name) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     operation text;
@@ -105,8 +109,7 @@ BEGIN
     FOREACH operation IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
         PERFORM cdc.create_log_function(attached, target, wanted, level, operation);
         EXECUTE format('GRANT EXECUTE ON FUNCTION cdc.log_%s_%s() TO %I', attached, operation, cdc.capture_role());
-        -- As the table's owner, and as nobody who may do more: a row's JSON runs casts that the owner may have made.
-        EXECUTE format('ALTER FUNCTION cdc.log_%s_%s() OWNER TO %I', attached, operation, table_owner);
+        EXECUTE format('ALTER FUNCTION cdc.log_%s_%s() OWNER TO %I', attached, operation, log_role);
     END LOOP;
 END
 $$;
@@ -114,7 +117,8 @@ $$;
 -- The role that captures: whoever made this schema's tables.
 CREATE FUNCTION cdc.capture_role() RETURNS name
 LANGUAGE sql STABLE SET search_path = '' AS $$
-    SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class c WHERE c.oid = 'cdc.captured_table'::regclass
+    SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class c
+    WHERE c.oid = 'cdc.captured_table'::regclass
 $$;
 
 -- Put what triggers are missing on partitions that came later; returns whether any was added. Triggers on what is no

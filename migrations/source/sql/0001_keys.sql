@@ -10,7 +10,7 @@ $$;
 
 -- The types whose equality in SQL is equality of what is written for them, and how the log holds them.
 -- `family`: types that may take each other's place. `shape`: what the text of a row's JSON looks like, where another
--- type's would look different. `is_time`: its plain text depends on the session's DateStyle or TimeZone; JSON's does not.
+-- type's would look different. `is_time`: its plain text hangs on the session's DateStyle or TimeZone; JSON's does not.
 CREATE VIEW cdc.key_type AS
     SELECT type_oid, log_type, family, shape, is_time
     FROM (VALUES
@@ -44,7 +44,8 @@ RETURNS TABLE (
     log_type text, type_oid oid, type_oids oid[], shape text, is_time boolean)
 LANGUAGE sql STABLE SET search_path = '' AS $$
     SELECT named.place, named.column_name, coalesce(o.collisdeterministic, true),
-           pg_catalog.format_type(a.atttypid, a.atttypmod), t.log_type, a.atttypid, t.family || a.atttypid, t.shape, t.is_time
+           pg_catalog.format_type(a.atttypid, a.atttypmod), t.log_type, a.atttypid, t.family || a.atttypid,
+           t.shape, t.is_time
     FROM (
         SELECT w.place, w.column_name FROM unnest(wanted) WITH ORDINALITY w(column_name, place)
         UNION ALL
@@ -130,9 +131,11 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
             THEN 'takes part in inheritance: its rows are in several tables without a common key'
         ELSE coalesce(
             (SELECT CASE WHEN l.relkind = 'f'
-                         THEN format('has the foreign table %s as a partition: its changes fire no trigger here', l.oid::regclass)
+                         THEN format('has the foreign table %s as a partition: its changes fire no trigger here',
+                                     l.oid::regclass)
                          WHEN l.relpersistence <> 'p' AND l.oid <> target
-                         THEN format('has the unlogged partition %s: a crash would empty it without a trace', l.oid::regclass)
+                         THEN format('has the unlogged partition %s: a crash would empty it without a trace',
+                                     l.oid::regclass)
                          WHEN l.relpersistence <> 'p'
                          THEN 'is unlogged or temporary: a crash would empty it without a trace' END
              FROM cdc.tree_of(target) t JOIN pg_catalog.pg_class l ON l.oid = t

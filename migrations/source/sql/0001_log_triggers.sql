@@ -1,5 +1,5 @@
--- The SQL that reads one key column out of the rows of a query, whatever became of the column since: NULL if it is gone
--- or of another kind of type. `source` is what the column is read from.
+-- The SQL that reads one key column out of a transition table, whatever became of the column since: NULL if it is gone
+-- or of another kind of type.
 CREATE FUNCTION cdc.statement_key(column_name name, log_type text, type_oids oid[], is_time boolean) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
     -- Only conversions that every type has, or planning would fail after a change of type. The type is asked for by its
@@ -59,8 +59,8 @@ $$;
 
 -- The function behind one operation's triggers on one captured table; all relations below a partitioned one share it.
 -- Nothing in it fails whatever becomes of the table's columns, and there is no EXCEPTION block: that would be a
--- subtransaction and an xid for each statement. It runs as its owner, the table's owner, with a fixed search path, so
--- that writers need no rights on the log.
+-- subtransaction and an xid for each statement. It runs as its owner with a fixed search path, so that writers need
+-- no rights on the log.
 CREATE FUNCTION cdc.create_log_function(
     attached integer, target regclass, wanted name[], level text, operation text) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
@@ -71,13 +71,15 @@ BEGIN
     IF operation = 'truncate' THEN
         -- One mark a transaction, however many partitions are truncated.
         records := 'INSERT INTO cdc.log_%1$s_%2$s (mark) SELECT ''truncate'' WHERE NOT EXISTS ('
-                   'SELECT FROM cdc.log_%1$s_%2$s l WHERE l.mark = ''truncate'' AND l.xid = pg_catalog.pg_current_xact_id())';
+                   'SELECT FROM cdc.log_%1$s_%2$s l '
+                   'WHERE l.mark = ''truncate'' AND l.xid = pg_catalog.pg_current_xact_id())';
     ELSE
         records := 'INSERT INTO cdc.log_%1$s_%2$s (mark, ' || names || ') '
                    || replace(cdc.changed_keys(target, wanted, level, operation), '%', '%%');
     END IF;
     EXECUTE format(
-        'CREATE FUNCTION cdc.log_%s_%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = '''' AS %L',
+        'CREATE FUNCTION cdc.log_%s_%s() RETURNS trigger '
+        'LANGUAGE plpgsql SECURITY DEFINER SET search_path = '''' AS %L',
         attached, operation,
         format(
             -- Columns may be called as PL/pgSQL's own variables are, found for instance.
