@@ -12,6 +12,8 @@ from psycopg import errors as pg
 from psycopg.sql import SQL, Identifier, Literal
 
 from cdc import statements
+from cdc.change import KeyAndRow
+from cdc.sweep import key_columns
 from cdc.tables import captured_tables
 from cdc.triggers import SESSION, TriggerSource
 from runtime.postgres import connect
@@ -163,7 +165,7 @@ class Capture:
         """Read a table's keys and rows as a snapshot does."""
         page = self._source.chunk(self._tables[table], None, most_rows=1000)
         assert page is not None
-        return [(bytes(key).decode(), bytes(row or b"").decode()) for key, row in page.changes]
+        return _texts(page.changes)
 
     def round(self, table: str) -> Written:
         """Read the keys and rows that were logged as a round does."""
@@ -175,6 +177,19 @@ class Capture:
         logged = self._connection.execute(logs).fetchall()
         keys = {f"k{place}": list(values) for place, values in enumerate(zip(*logged, strict=True), 1)}
         return self._connection.execute(statements.images(captured), keys).fetchall()
+
+    def not_found_again(self, table: str, key: str) -> Written:
+        """Read what is wrong if a row's key is read back right: rows after it, though it is the last, and deletes."""
+        columns = key_columns(table, {key.encode()})
+        after = self._source.chunk(self._tables[table], tuple(texts[0] for texts in columns), most_rows=1000)
+        gone = self._source.gone(self._tables[table], columns)
+        assert after is not None
+        assert gone is not None
+        return _texts([*after.changes, *gone.changes])
+
+
+def _texts(changes: Sequence[KeyAndRow]) -> Written:
+    return [(key.decode(), (row or b"").decode()) for key, row in changes]
 
 
 @contextmanager
@@ -200,7 +215,7 @@ def test_every_example_is_written_as_documented(source: psycopg.Connection, odd_
     assert nulls == "{" + ",".join(['"id":2', *(f"{name}:null" for name in names)]) + "}"
 
 
-def test_every_key_is_written_as_documented_by_snapshot_and_round(source: psycopg.Connection, odd_url: str) -> None:
+def test_every_key_is_written_as_documented_and_read_back(source: psycopg.Connection, odd_url: str) -> None:
     examples = {f"keyed_{number}": one for number, one in enumerate(applicable(source)) if one.key is not None}
     for table, example in examples.items():
         create(source, table, {'100% "K" \\': example.type})
@@ -215,6 +230,7 @@ def test_every_key_is_written_as_documented_by_snapshot_and_round(source: psycop
             expected = [(f"{{{name}:{example.key}}}", f"{{{name}:{example.json}}}")]
             assert captured.snapshot(table) == expected, example
             assert captured.round(table) == expected, example
+            assert captured.not_found_again(table, expected[0][0]) == [], example
 
 
 def test_what_is_documented_as_no_key_is_refused(source: psycopg.Connection) -> None:
