@@ -1,23 +1,33 @@
-"""`viewkeeper-cdc`: run the capture, attach tables to it and detach them."""
+"""`viewkeeper-cdc`: run the capture, attach tables to it and detach them, ask for snapshots, show the status."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import click
+import msgspec
 import psycopg
 from pydantic import ValidationError
+from rich.console import Console
 
 from cdc.attachment import attach, detach
 from cdc.daemon import run_session
+from cdc.requests import follow, request_snapshots
+from cdc.snapshot_screen import show
+from cdc.status import read_status
+from cdc.status_source import STATUS_SESSION, StatusSource
+from cdc.status_text import status_text
 from cdc.table_options import Level, TableOptions, table_options
 from cdc.tables import check_source
 from cdc.triggers import SESSION
+from cdc.watching import CursorTail, LeaderWatch
 from cdc.wire import TableName
 from runtime.cli import run_command, settings_epilog, start
 from runtime.daemon import keep_running
 from runtime.health import Health, health_listener
+from runtime.kafka import admin
 from runtime.postgres import connect, describe, translated
-from runtime.settings import CaptureSettings, CdcSettings
+from runtime.settings import CaptureSettings, CdcSettings, StatusSettings
 from runtime.stop import stop_on_signals
 
 
@@ -90,6 +100,59 @@ def _source() -> Iterator[tuple[CaptureSettings, psycopg.Connection, str]]:
         with translated(where):
             check_source(connection, where)
         yield settings, connection, where
+
+
+@commands.command(epilog=settings_epilog(StatusSettings))
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.option(
+    "--wait/--no-wait",
+    default=None,
+    help="Show the progress until all topics equal their tables; the default on a terminal.",
+)
+def snapshot(tables: tuple[str, ...], *, wait: bool | None) -> None:
+    """Ask the running capture to read TABLEs anew, and to delete from their topics what is gone.
+
+    Nothing is published by this command. A request stands until the capture begins with it, Ctrl-C or not.
+    """
+    settings = start(StatusSettings)
+    names = [TableName.parse(table) for table in tables]
+    where = describe(settings.source_url)
+    with closing(connect(settings.source_url, name="viewkeeper-cdc snapshot", settings=STATUS_SESSION)) as connection:
+        with translated(where):
+            check_source(connection, where)
+        requests = request_snapshots(connection, settings.cdc_name, names, where=where)
+        for request in requests:
+            click.echo(f"{request.table}: a snapshot is requested")
+        if not (sys.stdout.isatty() if wait is None else wait):
+            return
+        source = StatusSource(connection, settings.cdc_name, where=where)
+        leader = LeaderWatch(connection, settings.cdc_name, where=where)
+        client = admin(settings, name="viewkeeper-cdc-snapshot")
+        try:
+            with CursorTail(client, settings, settings.cdc_name) as tail:
+                show(follow(requests, source, leader, tail))
+        except KeyboardInterrupt:
+            click.echo("not waited for; the requests stand, see: viewkeeper-cdc status", err=True)
+            raise click.Abort from None
+
+
+@commands.command(epilog=settings_epilog(StatusSettings))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(*, as_json: bool) -> None:
+    """Show tables, cursor, change logs and topics of the capture; exit code 1 if something needs a person.
+
+    That is: no leader that is alive, a table that waits to be read anew, a topic that was deleted or is not compacted,
+    rows held back, a change log that is half full, a watermark older than ten seconds, a source that is not the
+    cursor's. Other roles' open transactions are seen with the rights of pg_read_all_stats only.
+    """
+    settings = start(StatusSettings)
+    found = read_status(settings)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        Console(highlight=False).print(status_text(found))
+    if found.needs_a_person:
+        sys.exit(1)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from cdc.cursor import Cursor, TableCursor
 from cdc.errors import CaptureError
 from cdc.fingerprints import Seen
 from cdc.progress import Phase, phase
-from cdc.sweep import KeyReader
+from cdc.sweep import KeyReader, key_columns
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp
 from cdc.triggers import Drain, Found, Mark, Round, TriggerSource
@@ -27,6 +27,8 @@ HEARTBEAT_SECONDS = 1.0
 """The cursor is written at least so often, so that freshness is known on an idle system, too."""
 LOOK_SECONDS = 1.0
 """So often the catalog is asked which tables are attached, and what is requested."""
+HELD_BACK_SECONDS = 5.0
+"""So often rows that are held back are looked for: those that are gone are held back no longer."""
 PAGE_BYTES = 8 * 1024 * 1024
 """A page holds about so much, however wide the rows are; three pages are in memory at once."""
 _FIRST_PAGE_ROWS = 5_000
@@ -51,6 +53,7 @@ class Reader:
         self._page_rows: dict[int, int] = {}
         self._drains: dict[str, Drain] = {}
         self._sweeps: dict[str, KeyReader] = {}
+        self._held_back_at: dict[int, float] = {}
         # Tables that do not log all of their changes, and whether mending that has been tried.
         self._troubled: dict[str, bool] = {}
         self._history_checked = False
@@ -273,9 +276,9 @@ class Reader:
             elif phase(entry) is Phase.SWEEPING:
                 read = self._swept(table, entry)
             else:
-                continue
+                read = self._forgotten(table, entry)
             if read is None:
-                continue  # it is locked, and has its turn again later
+                continue  # it needs none, or is locked and has its turn again later
             page, after = read
             self._entries = {**self._entries, name: after}
             self.tables = (*(other for other in self.tables if other is not table), table)
@@ -314,6 +317,15 @@ class Reader:
             # Locked, it begins again from where the cursor is.
             self._end_sweep(entry.topic)
         return None if page is None else (page, progress.swept(entry, next_offsets=batch.next_offsets))
+
+    def _forgotten(self, table: CapturedTable, entry: TableCursor) -> tuple[Page, TableCursor] | None:
+        """Now and then, read which rows that are held back are gone: TRUNCATE logs no keys, and no topic has these."""
+        told, now = self.published.get(str(table.name)), time.monotonic()
+        if not told or not told.held_back or now - self._held_back_at.get(table.attachment, 0) < HELD_BACK_SECONDS:
+            return None
+        self._held_back_at[table.attachment] = now
+        page = self._source.gone(table, key_columns(entry.topic, {key.encode() for key in told.held_back}))
+        return (page, entry) if page and page.changes else None
 
     def _most_rows(self, table: CapturedTable) -> int:
         return min(self._page_rows.get(table.attachment, _FIRST_PAGE_ROWS), self._settings.cdc_chunk_rows)

@@ -58,7 +58,7 @@ class KeyReader:
             read += len(messages)
             keys.update(filter(None, map(self._living_key, messages)))
         next_offsets = tuple(self._next) if self._unread() else None
-        return Batch(_columns(self._topic, keys), next_offsets)
+        return Batch(key_columns(self._topic, keys), next_offsets)
 
     def close(self) -> None:
         """Close the consumer."""
@@ -77,7 +77,8 @@ class KeyReader:
         return key if failure is None and message.value() is not None and isinstance(key, bytes) else None
 
 
-def _columns(topic: str, keys: set[bytes]) -> list[list[str]]:
+def key_columns(topic: str, keys: set[bytes]) -> list[list[str]]:
+    """Return a topic's keys as one list of texts a key column; raise WireError if one is no key of the contract."""
     try:
         decoded = [msgspec.json.decode(key, type=dict[str, str | int | bool]).values() for key in keys]
         # str(True) is no text that Postgres would write, though one that it reads.

@@ -133,9 +133,14 @@ class CaptureSettings(SourceSettings):
     """Settings of the `viewkeeper-cdc` commands that speak with the source only."""
 
     cdc_name: Name = Field("viewkeeper", description="the capture's name; one leader a name")
+    cdc_source: Literal["triggers"] = Field("triggers", description="how changed keys are found")
     cdc_tables: str = Field(
         "", description="tables to capture, schema.table,… or a path that ends in .toml; what is attached when unset"
     )
+
+
+class StatusSettings(KafkaSettings, CaptureSettings):
+    """Settings of the `viewkeeper-cdc` commands that look at source and Kafka, and capture nothing."""
 
 
 class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
@@ -147,7 +152,6 @@ class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
     topic_replication_factor: Annotated[int | None, Field(ge=1, le=100), Accepts("a whole number from 1 to 100")] = (
         Field(None, description="replicas of a new topic; the broker's default when unset")
     )
-    cdc_source: Literal["triggers"] = Field("triggers", description="how changed keys are found")
     cdc_poll_seconds: Seconds = Field(0.03, description="from the start of one poll to the start of the next")
     cdc_chunk_rows: Count = Field(20_000, description="rows a snapshot chunk and a Kafka transaction hold at most")
     cdc_log_limit_mb: Annotated[int, Field(ge=1, le=1_000_000), Accepts("megabytes, from 1 to 1000000")] = Field(

@@ -1,0 +1,235 @@
+"""The status of a capture: what is attached, how far it has come, what a person has to see to.
+
+The structs here and their fields are the JSON of `viewkeeper-cdc status --json`; names are kept, and new ones may come.
+Times are ISO 8601, sizes bytes, spans seconds; what is not known is null.
+"""
+
+import time
+from contextlib import closing
+from datetime import datetime
+
+import msgspec
+from confluent_kafka.admin import AdminClient
+
+from cdc.cursor import Cursor, TableCursor
+from cdc.progress import Phase, phase
+from cdc.snapshot_progress import SnapshotProgress, SweepProgress, duration_words, snapshot_progress, sweep_progress
+from cdc.status_source import (
+    STATUS_SESSION,
+    AttachedTable,
+    OpenTransaction,
+    RequestStatus,
+    StatusSource,
+)
+from cdc.status_topics import TopicStatus, topic_states
+from cdc.tables import check_source
+from cdc.watching import CursorTail, Leader, LeaderWatch
+from cdc.wire import cursor_topic_name
+from runtime.kafka import admin, check_reachable
+from runtime.postgres import connect, describe, translated
+from runtime.settings import StatusSettings
+
+LOOK_SECONDS = 0.1
+OLD_WATERMARK_SECONDS = 10.0
+FULL_LOG = 0.5
+"""From this part of its limit on, a change log is for a person to see to."""
+
+
+class ChangeLogStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A table's change log: `bytes` is both parts with their indexes.
+
+    Logging stops, and the table is to be read anew, when `filling_bytes`, the rows of the part that writers fill, reach
+    `limit_bytes`. `records_waiting` is not covered by the cursor yet, counted up to a million; null while there is no
+    position to count from.
+    """
+
+    bytes: int
+    filling_bytes: int
+    limit_bytes: int
+    records_waiting: int | None
+
+
+class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An attached table.
+
+    `phase` is waiting, reading, sweeping or complete, null until the capture has taken the table up; `snapshot` is
+    there while it is reading, `sweep` while it is sweeping. `freshness_seconds` is the source's clock minus
+    `watermark_time`; `uncertain` says that the clock is behind a watermark. `held_back` has the keys of rows too large
+    for the topic.
+    """
+
+    table: str
+    kind: str
+    level: str
+    phase: str | None
+    snapshot: SnapshotProgress | None
+    sweep: SweepProgress | None
+    watermark_time: datetime | None
+    freshness_seconds: float | None
+    uncertain: bool
+    change_log: ChangeLogStatus
+    topic: TopicStatus | None
+    held_back: tuple[str, ...]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """A capture and what belongs to it; `needs_a_person` says in words what somebody has to see to, empty mostly.
+
+    `token_known` tells whether the source is the one that the cursor was published from; null while there is no cursor.
+    """
+
+    capture: str
+    source: str
+    source_time: datetime
+    topic_prefix: str
+    encoding: str
+    leader: Leader
+    token_known: bool | None
+    tables: tuple[TableStatus, ...]
+    cursor_topic: TopicStatus | None
+    requests: tuple[RequestStatus, ...]
+    oldest_transaction: OpenTransaction | None
+    needs_a_person: tuple[str, ...]
+
+
+def read_status(settings: StatusSettings) -> Status:
+    """Look at source and broker; takes up to three seconds when no leader is alive.
+
+    Raises DatabaseUnavailable, BrokerUnavailable or ConfigurationError when one of them cannot be asked.
+    """
+    where = describe(settings.source_url)
+    client = admin(settings, name="viewkeeper-cdc-status")
+    with closing(connect(settings.source_url, name="viewkeeper-cdc status", settings=STATUS_SESSION)) as connection:
+        with translated(where):
+            check_source(connection, where)
+        check_reachable(client, settings)
+        watch = LeaderWatch(connection, settings.cdc_name, where=where)
+        with CursorTail(client, settings, settings.cdc_name) as tail:
+            leader = _settled(watch)
+            cursor = tail.newest()
+        # A leader that is alive has compared the tokens, and is past the one that was read here.
+        token_known = None if cursor is None else leader.alive or cursor.token in watch.tokens
+        return _status(
+            settings, StatusSource(connection, settings.cdc_name, where=where), client, leader, cursor, token_known
+        )
+
+
+def _settled(watch: LeaderWatch) -> Leader:
+    while not watch.is_settled(leader := watch.look()):
+        time.sleep(LOOK_SECONDS)
+    return leader
+
+
+def _status(
+    settings: StatusSettings,
+    source: StatusSource,
+    client: AdminClient,
+    leader: Leader,
+    cursor: Cursor | None,
+    token_known: bool | None,
+) -> Status:
+    now = source.now()
+    attached = source.tables()
+    cursor_topic = cursor_topic_name(settings.topic_prefix)
+    entries = {table.name: _entry(table, cursor) for table in attached}
+    names = {table.name: f"{settings.topic_prefix}.{table.name}" for table in attached}
+    topics = topic_states(client, [cursor_topic, *names.values()])
+    tables = tuple(
+        _table(
+            table,
+            entries[table.name],
+            topics.get(names[table.name]),
+            now=now,
+            is_running=leader.alive,
+            records_waiting=source.records_waiting(table, entries[table.name]),
+        )
+        for table in attached
+    )
+    needs = [*_capture_needs(settings.cdc_name, leader, token_known)]
+    for status in tables:
+        needs.extend(_table_needs(status, entries[status.table]))
+    return Status(
+        capture=settings.cdc_name,
+        source=settings.cdc_source,
+        source_time=now,
+        topic_prefix=settings.topic_prefix,
+        encoding=settings.encoding,
+        leader=leader,
+        token_known=token_known,
+        tables=tables,
+        cursor_topic=topics.get(cursor_topic),
+        requests=tuple(source.requests()),
+        oldest_transaction=source.oldest_transaction(),
+        needs_a_person=tuple(needs),
+    )
+
+
+def _entry(table: AttachedTable, cursor: Cursor | None) -> TableCursor | None:
+    """Return a table's part of the cursor, unless that is of an earlier attachment."""
+    entry = cursor.tables.get(table.name) if cursor else None
+    return entry if entry and entry.attachment == table.attachment else None
+
+
+def _table(
+    table: AttachedTable,
+    entry: TableCursor | None,
+    topic: TopicStatus | None,
+    *,
+    now: datetime,
+    is_running: bool,
+    records_waiting: int | None,
+) -> TableStatus:
+    watermark = entry.watermark if entry else None
+    return TableStatus(
+        table=table.name,
+        kind=table.kind,
+        level=table.level,
+        phase=phase(entry).name.lower() if entry else None,
+        snapshot=snapshot_progress(entry, total_rows=table.total_rows, now=now, is_running=is_running)
+        if entry
+        else None,
+        sweep=sweep_progress(entry) if entry else None,
+        watermark_time=watermark.time if watermark else None,
+        freshness_seconds=max((now - watermark.time).total_seconds(), 0.0) if watermark else None,
+        uncertain=watermark is not None and watermark.uncertain,
+        change_log=ChangeLogStatus(
+            bytes=table.log_bytes,
+            filling_bytes=table.log_filling_bytes,
+            limit_bytes=table.log_limit_bytes,
+            records_waiting=records_waiting,
+        ),
+        topic=topic,
+        held_back=entry.held_back if entry else (),
+    )
+
+
+def _capture_needs(capture: str, leader: Leader, token_known: bool | None) -> list[str]:
+    needs = []
+    if leader.name is None:
+        needs.append(f"capture {capture} has no leader; run: viewkeeper-cdc run")
+    elif not leader.alive:
+        needs.append(f"capture {capture}: its leader {leader.name} gives no sign of life; is viewkeeper-cdc run up?")
+    if token_known is False:
+        needs.append(
+            "the source's mark is not the cursor's: the database was restored, promoted with loss, or is another one"
+        )
+    return needs
+
+
+def _table_needs(table: TableStatus, entry: TableCursor | None) -> list[str]:
+    needs, name, log = list[str](), table.table, table.change_log
+    if entry is None:
+        needs.append(f"{name} is attached, and the capture has not taken it up")
+    elif table.phase == Phase.WAITING.name.lower():
+        needs.append(f"{name} waits to be read anew; the capture's log says why")
+    if entry is not None and (table.topic is None or entry.topic_id not in ("", table.topic.topic_id)):
+        needs.append(f"topic {entry.topic} was deleted or made anew; run: viewkeeper-cdc snapshot {name}")
+    elif table.topic is not None and table.topic.cleanup_policy != "compact":
+        needs.append(f"topic {table.topic.name} has cleanup.policy={table.topic.cleanup_policy}, and is to be compact")
+    if table.held_back:
+        needs.append(f"{name}: {len(table.held_back)} rows are held back, too large for their topic")
+    if log.filling_bytes > FULL_LOG * log.limit_bytes:
+        needs.append(f"{name}: its change log is {log.filling_bytes / log.limit_bytes:.0%} full")
+    if table.freshness_seconds is not None and table.freshness_seconds > OLD_WATERMARK_SECONDS:
+        needs.append(f"{name}: its watermark is {duration_words(table.freshness_seconds)} old")
+    return needs

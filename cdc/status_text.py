@@ -1,0 +1,137 @@
+"""A capture's status in words and tables, for people: long names wrap, nothing is cut."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cdc.progress import Phase
+from cdc.snapshot_progress import duration_words, rows_words, sweep_words
+from cdc.status import Status, TableStatus
+from cdc.status_source import MOST_COUNTED, OpenTransaction
+from cdc.status_topics import TopicStatus
+
+UNKNOWN = "?"
+MOST_KEYS = 20
+"""So many keys of rows that are held back are shown for a table; the JSON has all."""
+
+
+def status_text(status: Status) -> RenderableType:
+    """Return the status as a rich renderable that reads well from 80 columns on."""
+    parts: list[RenderableType] = [_head(status)]
+    if status.tables:
+        parts += ["", _tables(status)]
+    topics = [table.topic for table in status.tables if table.topic is not None]
+    if status.cursor_topic is not None:
+        topics.append(status.cursor_topic)
+    if topics:
+        parts += ["", _topics(topics)]
+    for table in status.tables:
+        if table.held_back:
+            parts += ["", _held_back(table)]
+    parts += ["", *_needs(status)]
+    return Group(*parts)
+
+
+def _head(status: Status) -> Table:
+    leader = status.leader
+    life = "alive" if leader.alive else "gives no sign of life"
+    known = {None: "no cursor yet", True: "published from this source", False: "published from another source"}
+    requests = ", ".join(
+        f"{request.table} ({duration_words((status.source_time - request.requested_at).total_seconds())} ago)"
+        for request in status.requests
+    )
+    rows = {
+        "capture": f"{status.capture}, source {status.source}, topics {status.topic_prefix}.*, {status.encoding}",
+        "leader": f"{leader.name}, {life}" if leader.name else "none",
+        "cursor": known[status.token_known],
+        "snapshots requested": requests or "none",
+        "oldest open transaction": _transaction_words(status.oldest_transaction),
+    }
+    head = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    head.add_column(style="bold", no_wrap=True)
+    head.add_column(overflow="fold")
+    for name, words in rows.items():
+        head.add_row(name, words)
+    return head
+
+
+def _transaction_words(transaction: OpenTransaction | None) -> str:
+    if transaction is None:
+        return "none"
+    age = duration_words(transaction.age_seconds)
+    if transaction.prepared_as is not None:
+        return f"{age}, prepared as {transaction.prepared_as}"
+    return f"{age}, {transaction.state}, pid {transaction.pid}, {transaction.application or 'no application name'}"
+
+
+def _tables(status: Status) -> Table:
+    table = _grid("table", "phase", "freshness", "change log", "waiting")
+    for one in status.tables:
+        waiting = one.change_log.records_waiting
+        log = f"{_size(one.change_log.bytes)}, {one.change_log.filling_bytes / one.change_log.limit_bytes:.0%} full"
+        freshness = UNKNOWN if one.freshness_seconds is None else duration_words(one.freshness_seconds)
+        table.add_row(
+            one.table,
+            _phase_words(one),
+            f"{freshness}, uncertain" if one.uncertain else freshness,
+            log,
+            UNKNOWN if waiting is None else f"{waiting:,}{' or more' if waiting == MOST_COUNTED else ''}",
+        )
+    return table
+
+
+def _phase_words(table: TableStatus) -> str:
+    if table.phase is None:
+        return "not taken up yet"
+    words = [str(Phase[table.phase.upper()])]
+    if table.snapshot is not None:
+        words.append(rows_words(table.snapshot))
+    if table.sweep is not None:
+        words.append(sweep_words(table.sweep))
+    return ": ".join(words)
+
+
+def _topics(topics: list[TopicStatus]) -> Table:
+    table = _grid("topic", "partitions", "cleanup", "tombstones stay", "largest batch")
+    for topic in topics:
+        stay = duration_words(topic.delete_retention_ms / 1000)
+        table.add_row(topic.name, str(topic.partitions), topic.cleanup_policy, stay, _size(topic.max_message_bytes))
+    return table
+
+
+def _held_back(table: TableStatus) -> Text:
+    more = len(table.held_back) - MOST_KEYS
+    lines = [f"{table.table} holds back rows with the keys", *table.held_back[:MOST_KEYS]]
+    if more > 0:
+        lines.append(f"and {more} more, which --json lists")
+    return Text("\n  ".join(lines))
+
+
+def _needs(status: Status) -> Iterator[RenderableType]:
+    if not status.needs_a_person:
+        yield Text("Nothing needs a person.", style="green")
+        return
+    yield Text("Needs a person:", style="bold red")
+    for need in status.needs_a_person:
+        line = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
+        line.add_column()
+        line.add_column(overflow="fold")
+        line.add_row("-", Text(need))
+        yield line
+
+
+def _grid(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in ("partitions", "waiting") else "left")
+    return table
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} GB"
