@@ -198,7 +198,7 @@ class _Audit:
             if as_of and as_of >= time_of_source and "uncertain" not in flags:
                 return
             if time.monotonic() > deadline:
-                known = f"{as_of.isoformat()}{' (uncertain)' if flags else ''}" if as_of else "not known yet"
+                known = f"{as_of.isoformat()}{''.join(f' ({flag})' for flag in flags)}" if as_of else "not known yet"
                 raise AuditError(
                     f"view {self._view.name!r} has not reached {time_of_source.isoformat()} of its source within "
                     f"{self._wait_seconds:g} s, its as-of is {known}: "

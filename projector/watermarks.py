@@ -15,11 +15,13 @@ PENDING_CANDIDATES = 512
 class Candidate:
     """A time that a view reflects once its next offsets have reached `needs`.
 
-    `cursor_offset` is the oldest cursor record that it was made from: read from there, it can be made again.
+    `held_back` says that rows of its topics were too large and are left out. `cursor_offset` is the oldest cursor
+    record that it was made from: read from there, it can be made again.
     """
 
     time: datetime
     uncertain: bool
+    held_back: bool
     needs: Mapping[Partition, int]
     cursor_offset: int
 
@@ -30,7 +32,8 @@ class Candidate:
     @property
     def flags(self) -> tuple[str, ...]:
         """What a reader should know of the time."""
-        return ("uncertain",) if self.uncertain else ()
+        flags = {"uncertain": self.uncertain, "held_back": self.held_back}
+        return tuple(name for name, is_set in flags.items() if is_set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class _Word:
     """The newest word on a topic: its watermark, None while it has none, and the record that said so."""
 
     watermark: Watermark | None
+    held_back: bool
     offset: int
     capture: str
     attachment: int
@@ -70,7 +74,8 @@ class Watermarks:
         takes_back = bool(left_out)
         for topic, table in told.items():
             before = self._newest.get(topic)
-            word = _Word(table.watermark if table.complete else None, offset, cursor.capture, table.attachment)
+            watermark = table.watermark if table.complete else None
+            word = _Word(watermark, bool(table.held_back), offset, cursor.capture, table.attachment)
             self._newest[topic] = word
             takes_back |= word.watermark is None or bool(before and before.attachment != word.attachment)
         if takes_back:
@@ -101,6 +106,7 @@ class Watermarks:
         return Candidate(
             time=min(watermark.time for watermark in watermarks.values()),
             uncertain=any(watermark.uncertain for watermark in watermarks.values()),
+            held_back=any(word.held_back for word in self._newest.values()),
             needs={
                 (topic, partition): next_offset
                 for topic, watermark in watermarks.items()

@@ -113,6 +113,28 @@ def test_uncertain_clock_is_flagged() -> None:
     assert candidate.flags == ("uncertain",)
 
 
+def test_rows_held_back_are_flagged_while_a_table_of_the_view_has_some() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    some = msgspec.structs.replace(table("tweets", 1), held_back=('{"tweet_id":1}',))
+    watermarks.add(cursor(table("users", 0), some), offset=0)
+    first = watermarks.newest_covered({("users", 0): 0, ("tweets", 0): 1})
+    assert first is not None
+    assert first.flags == ("held_back",)
+    watermarks.add(cursor(table("users", 0, seconds=1), table("tweets", 2, seconds=1, uncertain=True)), offset=1)
+    second = watermarks.newest_covered({("users", 0): 0, ("tweets", 0): 2})
+    assert second is not None
+    assert second.flags == ("uncertain",)
+
+
+def test_rows_held_back_of_a_table_of_no_view_are_not_flagged() -> None:
+    watermarks = Watermarks(["users"])
+    other = msgspec.structs.replace(table("other", 1), held_back=("{}",))
+    watermarks.add(cursor(table("users", 1), other), offset=0)
+    candidate = watermarks.newest_covered({("users", 0): 1})
+    assert candidate is not None
+    assert candidate.flags == ()
+
+
 @settings(max_examples=20)
 @given(st.integers(1, 3 * PENDING_CANDIDATES), st.integers(0, 3 * PENDING_CANDIDATES))
 def test_thinned_candidates_never_claim_too_much(records: int, reached: int) -> None:
