@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from compose.local import jvm
-from compose.local.errors import LocalSettingError, LocalStackError
-from compose.local.folder import cache_dir, held, turn
+from compose.local.folder import cache_dir, held
+from compose.local.jars import JavaProgram
 from compose.local.process import (
     ServerCommand,
     ServerProcess,
@@ -27,7 +26,13 @@ from compose.local.process import (
 KAFKA_VERSION = "4.4.0"
 # The binding of the slf4j 2.0 that Kafka logs through.
 SLF4J_SIMPLE_VERSION = "2.0.17"
-ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:{SLF4J_SIMPLE_VERSION}"
+PROGRAM = JavaProgram(
+    name="Kafka",
+    version=KAFKA_VERSION,
+    coordinates=f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:{SLF4J_SIMPLE_VERSION}",
+    megabytes=45,
+    otherwise="set VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS to a Kafka of yours",
+)
 
 HOST = "127.0.0.1"
 # It takes 2 s alone, and 90 s were seen on a machine with ten times its load.
@@ -78,33 +83,8 @@ class KafkaBroker:
 
 
 def jars(progress: Callable[[str], object] | None = None) -> list[Path]:
-    """Kafka's jars and those it needs, from the cache; the first time they are fetched, and `progress` is told.
-
-    `progress` takes one line; it writes to stderr if None. Raises LocalStackError if they cannot be had.
-    """
-    folder = cache_dir() / "jars"
-    folder.mkdir(exist_ok=True)
-    whole = folder / f"kafka-{KAFKA_VERSION}.whole"
-    with turn(folder / "lock"):
-        if not whole.exists():
-            (progress or _tell)(f"fetching Kafka {KAFKA_VERSION}, about 45 MB, once")
-        try:
-            import jgo
-
-            found = list(jgo.build(ENDPOINT, cache_dir=folder).all_jars)
-            if not whole.exists() or not all(jar.exists() for jar in found):
-                found = list(jgo.build(ENDPOINT, cache_dir=folder, update=True).all_jars)
-        except ModuleNotFoundError as error:
-            raise LocalSettingError(
-                "the package jgo is not installed; pip install 'viewkeeper[local]' brings it"
-            ) from error
-        except (OSError, RuntimeError) as error:
-            raise LocalStackError(
-                f"cannot fetch Kafka {KAFKA_VERSION} into {folder}: {error}; check the network (proxies are taken from "
-                "HTTPS_PROXY), or set VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS to a Kafka of yours"
-            ) from error
-        whole.touch()
-    return found
+    """Kafka's jars and those it needs, as `JavaProgram.jars` gives them."""
+    return PROGRAM.jars(progress)
 
 
 class BrokerProcess:
@@ -257,8 +237,3 @@ def _answers(admin: AdminClient) -> bool:
         return bool(admin.list_topics(timeout=0.3).brokers)
     except KafkaException:
         return False
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
