@@ -1,5 +1,5 @@
-# Every target sets up what it needs. PYTHON= names another Python than python3. Benchmarks read SCALE and RATE from the
-# environment, to which make adds what is given on its command line.
+# Every target sets up what it needs. PYTHON= names another Python than python3. Benchmarks read SCALE, RATE and
+# PEER from the environment, to which make adds what is given on its command line.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 ROUNDS ?= 20
@@ -42,7 +42,7 @@ format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-%: $(INSTALLED) ## measure capture, projector, api, freshness; SCALE=0.1, RATE=1000
+bench-%: $(INSTALLED) ## measure capture, projector, api, freshness; SCALE=0.1, RATE=1000, capture: PEER=debezium
 	@$(BIN)/python -m tests.bench.$*
 
 lock: $(INSTALLED) ## lock the requirements of pyproject.toml anew

@@ -1,6 +1,7 @@
 """`make bench-capture`: snapshot and catch-up against plain reading, live latency, and what writers pay.
 
-The processes measured are real: `viewkeeper-cdc run` on a table of about 200 bytes a row, six partitions.
+The processes measured are real: `viewkeeper-cdc run` on a table of about 200 bytes a row, six partitions. With
+PEER=debezium Debezium's connector does the same on the same servers, in turn with it.
 """
 
 from statistics import median
@@ -8,11 +9,12 @@ from statistics import median
 import click
 import psycopg
 
+from tests.bench import debezium_phases as debezium
 from tests.bench.bench_stack import BenchStack, bench_stack
-from tests.bench.catching_up import Phase, snapshot_and_catch_up
+from tests.bench.catching_up import Effort, Phase, snapshot_and_catch_up
 from tests.bench.command import rate_option, run_bench, say, scale_option
 from tests.bench.figures import USUAL_RATE, Figures, at_rate, report
-from tests.bench.live_latency import live_latency
+from tests.bench.live_latency import live_load
 from tests.bench.percentiles import ratio_of_medians
 from tests.bench.sample_rows import TABLE, create_table, insert_rows
 from tests.bench.writer_cost import writer_cost
@@ -23,22 +25,37 @@ LIVE_SECONDS = 60.0
 LEAST_LIVE_SECONDS = 8.0
 LOW_RATE = 200
 TEMPLATE = "filled"
+PEERS = ("debezium",)
 
 
-def measure(stack: BenchStack, scale: float, rate: int) -> Figures:
-    """Return all figures of the capture."""
+def measure(stack: BenchStack, scale: float, rate: int, *, with_debezium: bool) -> Figures:
+    """Return all figures of the capture, and Debezium's beside them if it is wanted."""
     rows = max(round(ROWS * scale), 1_000)
     say(f"filling a table of {rows:,} rows")
     _fill(stack, rows)
-    rounds = []
-    for number in range(1, ROUNDS + 1):
-        snapshot, catch_up = snapshot_and_catch_up(stack, TEMPLATE, number, rows)
-        rounds.append((snapshot, catch_up))
-        say(f"round {number}: snapshot {_words(snapshot)}; catch-up {_words(catch_up)}")
-    figures = _phase_figures([first for first, _ in rounds], [second for _, second in rounds])
+    figures = _rounds(stack, rows, with_debezium=with_debezium)
     figures |= _live(stack, scale, rate, rows)
+    if with_debezium:
+        seconds = _live_seconds(scale)
+        say(f"Debezium: live latency at {rate:,} changes/s for {seconds:g} s")
+        figures |= debezium.live(stack, TEMPLATE, rate=rate, seconds=seconds, rows=rows)
     say("inserting with triggers and without")
     return figures | writer_cost(stack, scale)
+
+
+def _rounds(stack: BenchStack, rows: int, *, with_debezium: bool) -> Figures:
+    """Measure snapshots and catch-ups, each round on fresh copies of the table."""
+    ours, theirs = [], []
+    for number in range(1, ROUNDS + 1):
+        snapshot, catch_up = snapshot_and_catch_up(stack, TEMPLATE, number, rows)
+        ours.append((snapshot, catch_up))
+        say(f"round {number}: snapshot {_words(snapshot)}; catch-up {_words(catch_up)}")
+        if with_debezium:
+            peer = debezium.snapshot_and_catch_up(stack, TEMPLATE, number, rows)
+            theirs.append(peer)
+            say(f"round {number}: Debezium: snapshot {_rate(peer[0])}; catch-up {_rate(peer[1])}")
+    figures = _phase_figures([first for first, _ in ours], [second for _, second in ours])
+    return figures | debezium.phase_figures(ours, theirs) if with_debezium else figures
 
 
 def _fill(stack: BenchStack, rows: int) -> None:
@@ -77,19 +94,21 @@ def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
     stack.create_database(database, template=TEMPLATE)
     pipeline = stack.pipeline(source=database, view=database, topic_prefix=database)
     pipeline.attach(TABLE)
-    seconds = max(LIVE_SECONDS * scale, LEAST_LIVE_SECONDS)
+    seconds = _live_seconds(scale)
     figures: Figures = {}
     with pipeline.daemon("cdc.cli", "run") as capture:
         capture.wait_for_event("snapshot_complete", timeout_seconds=600.0)
         stack.settle()
         for changes_per_second in dict.fromkeys((rate, LOW_RATE)):
             say(f"live latency at {changes_per_second:,} changes/s for {seconds:g} s")
-            latencies = live_latency(pipeline, rate=changes_per_second, seconds=seconds, rows=rows)
+            pid = capture.process.pid
+            load = live_load(pipeline, pid=pid, rate=changes_per_second, seconds=seconds, rows=rows)
             figures |= at_rate(
                 {
-                    "latency_p50_seconds": latencies.p50,
-                    "latency_p95_seconds": latencies.p95,
-                    "latency_max_seconds": latencies.max,
+                    "latency_p50_seconds": load.latencies.p50,
+                    "latency_p95_seconds": load.latencies.p95,
+                    "latency_max_seconds": load.latencies.max,
+                    "live_cores": load.cores,
                 },
                 changes_per_second,
             )
@@ -97,17 +116,32 @@ def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
     return figures
 
 
+def _live_seconds(scale: float) -> float:
+    return max(LIVE_SECONDS * scale, LEAST_LIVE_SECONDS)
+
+
 def _words(phase: Phase) -> str:
-    return f"{phase.rows_per_second:,.0f} rows/s against {median(phase.read_rows_per_second):,.0f}"
+    return f"{_rate(phase)} against {median(phase.read_rows_per_second):,.0f}"
+
+
+def _rate(effort: Effort) -> str:
+    return f"{effort.rows_per_second:,.0f} rows/s"
 
 
 @click.command()
 @scale_option
 @rate_option(USUAL_RATE)
-def main(scale: float, rate: int) -> None:
+@click.option(
+    "--peer",
+    envvar="PEER",
+    show_envvar=True,
+    type=click.Choice(PEERS),
+    help="Who does the same on the same servers, in turn.",
+)
+def main(scale: float, rate: int, peer: str | None) -> None:
     """Measure the capture; live latency at RATE and at 200 changes/s."""
     with bench_stack() as stack:
-        figures = measure(stack, scale, rate)
+        figures = measure(stack, scale, rate, with_debezium=peer is not None)
     report("capture", figures, rate=rate)
 
 

@@ -1,7 +1,7 @@
 """Rounds of the real capture: a first snapshot, then catching up with a change of every row."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -15,6 +15,7 @@ from tests.bench.processes import peak_rss_bytes
 from tests.bench.sample_rows import TABLE, read_json, update_all
 from tests.bench.topics import (
     PARTITIONS,
+    TopicWatcher,
     admin_client,
     committed_ends,
     create_changelog_topics,
@@ -28,13 +29,42 @@ NOTHING = (0,) * PARTITIONS
 
 
 @dataclass(frozen=True)
-class Phase:
-    """What one phase of the capture took, and the rates of plain reads of the same rows just before and after it."""
+class Effort:
+    """What it took a process to fill a topic with the rows of one phase."""
 
     rows_per_second: float
-    read_rows_per_second: tuple[float, ...]
     cpu_seconds_per_million_rows: float
     peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Phase(Effort):
+    """What one phase of the capture took, and the rates of plain reads of the same rows just before and after it."""
+
+    read_rows_per_second: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RecordForm:
+    """How a process writes a row: the header with the time of its reading in milliseconds, what a value means.
+
+    `meaning` of a value and of the JSON that plain reading gives are compared; for the capture they are the bytes.
+    """
+
+    time_header: str
+    meaning: Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A topic that was watched while a process filled it, and that process's peak memory."""
+
+    begins: Sequence[int]
+    watcher: TopicWatcher
+    peak_rss_bytes: int
+
+
+CAPTURE_FORM = RecordForm(time_header=SOURCE_TIME_HEADER, meaning=bytes)
 
 
 def snapshot_and_catch_up(stack: BenchStack, template: str, number: int, rows: int) -> tuple[Phase, Phase]:
@@ -43,9 +73,9 @@ def snapshot_and_catch_up(stack: BenchStack, template: str, number: int, rows: i
     stack.create_database(database, template=template)
     pipeline = stack.pipeline(source=database, view=database, topic_prefix=f"bench{number}")
     pipeline.attach(TABLE)
-    create_changelog_topics(_admin(pipeline), [_topic(pipeline)])
+    create_changelog_topics(_admin(pipeline), [changelog_topic(pipeline)])
     snapshot = _phase(stack, pipeline, NOTHING, rows)
-    begins = committed_ends(_admin(pipeline), _topic(pipeline))
+    begins = committed_ends(_admin(pipeline), changelog_topic(pipeline))
     with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
         update_all(connection)
     catch_up = _phase(stack, pipeline, begins, rows)
@@ -61,60 +91,86 @@ def read_rows_per_second(url: str) -> float:
         return rows / (time.monotonic() - began_at)
 
 
+def changelog_topic(pipeline: Pipeline) -> str:
+    """Return the sample table's topic."""
+    return topic_name(pipeline.topic_prefix, TableName("public", TABLE))
+
+
+def watch_filling(
+    pipeline: Pipeline, begins: Sequence[int], rows: int, *, pid: int, check: Callable[[], object]
+) -> Filling:
+    """Watch process `pid` until all rows are in the topic after `begins`; `check` raises BenchError if it failed."""
+    topic = changelog_topic(pipeline)
+    with watched_topic(_admin(pipeline), topic, pid=pid) as watcher:
+        watcher.wait_for_records(begins, rows, timeout_seconds=PHASE_SECONDS, check=check)
+    return Filling(begins, watcher, peak_rss_bytes(pid))
+
+
+def effort(pipeline: Pipeline, filling: Filling, rows: int, form: RecordForm) -> Effort:
+    """Return what a filling took from the reading of its first row to the record that was readable last.
+
+    Raises BenchError unless the topic has every row as it is now.
+    """
+    began_at, next_offsets = _checked_records(pipeline, filling.begins, form)
+    begun, done = filling.watcher.last_before(began_at), filling.watcher.first_with(next_offsets)
+    return Effort(
+        rows_per_second=rows / (done.seen_at - began_at),
+        cpu_seconds_per_million_rows=(done.cpu_seconds - begun.cpu_seconds) / rows * 1e6,
+        peak_rss_bytes=filling.peak_rss_bytes,
+    )
+
+
 def _phase(stack: BenchStack, pipeline: Pipeline, begins: Sequence[int], rows: int) -> Phase:
     """Run the capture until all rows are in the topic after `begins`; check that they are, each as it is now."""
     stack.settle()
     # The first reader after a change sets hint bits on every row; neither side shall pay for that.
     read_rows_per_second(pipeline.source_url)
     reads = [read_rows_per_second(pipeline.source_url) for _ in range(READS)]
-    topic = _topic(pipeline)
     with pipeline.daemon("cdc.cli", "run") as capture:
         capture.port()
-        with watched_topic(_admin(pipeline), topic, pid=capture.process.pid) as watcher:
-            watcher.wait_for_records(begins, rows, timeout_seconds=PHASE_SECONDS)
-        peak = peak_rss_bytes(capture.process.pid)
+        filling = watch_filling(pipeline, begins, rows, pid=capture.process.pid, check=capture.check_alive)
     reads += [read_rows_per_second(pipeline.source_url) for _ in range(READS)]
-    began_at, next_offsets = _checked_records(pipeline, begins)
-    begun, done = watcher.last_before(began_at), watcher.first_with(next_offsets)
+    taken = effort(pipeline, filling, rows, CAPTURE_FORM)
     return Phase(
-        rows_per_second=rows / (done.seen_at - began_at),
+        rows_per_second=taken.rows_per_second,
+        cpu_seconds_per_million_rows=taken.cpu_seconds_per_million_rows,
+        peak_rss_bytes=taken.peak_rss_bytes,
         read_rows_per_second=tuple(reads),
-        cpu_seconds_per_million_rows=(done.cpu_seconds - begun.cpu_seconds) / rows * 1e6,
-        peak_rss_bytes=peak,
     )
 
 
-def _checked_records(pipeline: Pipeline, begins: Sequence[int]) -> tuple[float, list[int]]:
+def _checked_records(pipeline: Pipeline, begins: Sequence[int], form: RecordForm) -> tuple[float, list[int]]:
     """Return when the first of a phase's records was read (seconds since 1970), and the offsets where they end.
 
-    Raises BenchError unless the last record of each key has the bytes that plain reading gives, and no key is missing.
+    Raises BenchError unless the last record of each key means what plain reading gives, and no key is missing.
     """
-    topic = _topic(pipeline)
+    topic = changelog_topic(pipeline)
     images: dict[bytes | None, bytes | None] = {}
     next_offsets = list(begins)
     began_at = float("inf")
     for message in read_all(pipeline.kafka_bootstrap_servers, {topic: begins}):
         images[message.key()] = message.value()
         next_offsets[message.partition() or 0] = (message.offset() or 0) + 1
-        began_at = min(began_at, _read_at(message))
+        began_at = min(began_at, _read_at(message, form.time_header))
+    keys = len(images)
+    wrong = 0
     with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
-        wanted = {key: row for page in read_json(connection) for key, row in page}
-    if images != wanted:
-        wrong = sum(images.get(key) != row for key, row in wanted.items())
-        raise BenchError(f"topic {topic}: {len(images)} keys, {wrong} of {len(wanted)} rows missing or not as they are")
+        for page in read_json(connection):
+            for key, row in page:
+                image = images.pop(key, None)
+                wrong += image is None or form.meaning(image) != form.meaning(row)
+    if wrong or images:
+        raise BenchError(
+            f"topic {topic}: {keys} keys, {len(images)} of them without a row; {wrong} rows missing or not as they are"
+        )
     return began_at, next_offsets
 
 
-def _read_at(message: Message) -> float:
-    headers = dict(message.headers() or [])
-    milliseconds = headers.get(SOURCE_TIME_HEADER)
+def _read_at(message: Message, header: str) -> float:
+    milliseconds = dict(message.headers() or []).get(header)
     if milliseconds is None:
         raise BenchError(f"a record of topic {message.topic()} does not say when its row was read")
     return int(milliseconds) / 1000
-
-
-def _topic(pipeline: Pipeline) -> str:
-    return topic_name(pipeline.topic_prefix, TableName("public", TABLE))
 
 
 def _admin(pipeline: Pipeline) -> AdminClient:

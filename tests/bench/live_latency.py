@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import msgspec
 from confluent_kafka import Consumer
@@ -13,12 +14,28 @@ from tests.bench.bench_stack import Pipeline
 from tests.bench.errors import BenchError
 from tests.bench.live_writer import MARK, LiveChanges, LiveCommits
 from tests.bench.percentiles import Latencies, summarise
+from tests.bench.processes import cpu_seconds
 from tests.bench.sample_rows import TABLE
 from tests.bench.topics import admin_client, committed_ends, committed_reader, is_record
 
 LAST_SECONDS = 15.0
 LEAST_RATE_SHARE = 0.9
 _NUMBER = re.compile(f'"text":"{MARK}([0-9]+)"'.encode())
+
+
+@dataclass(frozen=True)
+class LiveLoad:
+    """What was measured under live changes: their latencies, and the cores that the capturing process used."""
+
+    latencies: Latencies
+    cores: float
+
+
+def live_load(pipeline: Pipeline, *, pid: int, rate: int, seconds: float, rows: int) -> LiveLoad:
+    """Measure `live_latency`, and what process `pid` uses of the CPU meanwhile."""
+    began_at, cpu_began = time.monotonic(), cpu_seconds(pid)
+    latencies = live_latency(pipeline, rate=rate, seconds=seconds, rows=rows)
+    return LiveLoad(latencies, (cpu_seconds(pid) - cpu_began) / (time.monotonic() - began_at))
 
 
 def live_latency(pipeline: Pipeline, *, rate: int, seconds: float, rows: int) -> Latencies:

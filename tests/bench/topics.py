@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,10 +68,16 @@ class TopicWatcher:
             seen = committed_ends(self.client, self.topic)
             self.glances.append(Glance(time.time(), seen, cpu_seconds(self.pid)))
 
-    def wait_for_records(self, begins: Sequence[int], records: int, *, timeout_seconds: float) -> None:
-        """Wait until at least so many offsets after `begins` are committed and nothing more comes for a while."""
+    def wait_for_records(
+        self, begins: Sequence[int], records: int, *, timeout_seconds: float, check: Callable[[], object]
+    ) -> None:
+        """Wait until at least so many offsets after `begins` are committed and nothing more comes for a while.
+
+        `check` raises BenchError when the process that fills the topic cannot go on.
+        """
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
+            check()
             if self.glances:
                 newest = self.glances[-1]
                 unchanged_since = next(glance.seen_at for glance in self.glances if glance.ends == newest.ends)
