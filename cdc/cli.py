@@ -150,7 +150,7 @@ def status(*, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found))
     else:
-        Console(highlight=False).print(status_text(found))
+        Console(highlight=False, markup=False, emoji=False).print(status_text(found))
     if found.needs_a_person:
         sys.exit(1)
 

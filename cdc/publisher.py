@@ -21,6 +21,8 @@ OnDelivery = Callable[[KafkaError | None, Message], None]
 
 _QUEUE_FULL_WAIT_SECONDS = 0.1
 _COMMIT_SECONDS = 30.0
+_HELD_BACK_MOST_BYTES = 200_000
+"""The keys of rows that are held back are part of each cursor record, which has to stay small."""
 
 
 class Publisher:
@@ -108,16 +110,19 @@ class Publisher:
     def _fitting(self, topic: str, changes: Sequence[KeyAndRow]) -> Sequence[KeyAndRow]:
         """Return the changes that the topic takes, and note which keys are held back, and which no longer are."""
         most_bytes, held = self._limits[topic], self._held[topic]
-        largest = max(map(len, filter(None, map(itemgetter(1), changes))), default=0)
-        if largest <= most_bytes and not held:
+        longest_key = max(map(len, map(itemgetter(0), changes)))
+        largest_row = max(map(len, filter(None, map(itemgetter(1), changes))), default=0)
+        if longest_key + largest_row <= most_bytes and not held:
             return changes
         fitting = []
         for key, row in changes:
-            if row is not None and len(row) > most_bytes:
+            if row is not None and len(key) + len(row) > most_bytes:
                 if not self._hold_back:
                     raise _too_large(topic, key, row)
                 log.warning("row_held_back", topic=topic, key=key.decode(errors="replace"), bytes=len(row))
                 held.add(key)
+                if sum(map(len, held)) > _HELD_BACK_MOST_BYTES:
+                    raise _too_many_held_back(topic, len(held))
             else:
                 held.discard(key)
                 fitting.append((key, row))
@@ -166,6 +171,13 @@ def _headers(page: Page, op: Op) -> Headers:
         (SOURCE_TIME_HEADER, str(page.read_at_ms).encode()),
         (TABLE_HEADER, str(page.table).encode()),
     ]
+
+
+def _too_many_held_back(topic: str, rows: int) -> CaptureError:
+    return CaptureError(
+        f"topic {topic}: {rows} rows are too large, and the cursor has no room for the keys of more: raise "
+        "VIEWKEEPER_KAFKA_MESSAGE_MAX_BYTES and the topic's max.message.bytes"
+    )
 
 
 def _refused(error: KafkaError, topic: str, key: bytes, row: bytes | None) -> Exception:

@@ -16,7 +16,7 @@ NOT_RUNNING = "no capture is running; its start begins with the requests: viewke
 
 def show(looks: Iterable[Look]) -> None:
     """Show looks until they end."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             for look in looks:

@@ -257,3 +257,34 @@ def test_a_row_that_is_gone_is_held_back_no_longer(
     assert status.table("tweets")["held_back"] == ['{"tweet_id":2}'], "a restart forgets none"
     source.run(statement)
     wait_until(lambda: status.table("tweets")["held_back"] == [], what="the list to be empty")
+
+
+@pytest.mark.newest_postgres
+def test_c16_a_rows_key_counts_for_its_size(source: Source, daemon: Daemons, status: StatusCommand) -> None:
+    source.run("CREATE TABLE notes (name text PRIMARY KEY, text text)")
+    source.attach("notes")
+    daemon("cdc", "run", settings=HOLD_BACK)
+    # Row and key are each less than a message may be, and more together.
+    source.run("INSERT INTO notes VALUES (repeat('k', 2600), repeat('x', 995250)), ('short', 'row')")
+    source.wait_published("notes")
+    assert source.topic("notes").rows().keys() == {'{"name":"short"}'}
+    assert status.table("notes")["held_back"] == ['{"name":"' + 2600 * "k" + '"}']
+
+
+@pytest.mark.newest_postgres
+def test_more_rows_are_not_held_back_than_the_cursor_has_room_for(source: Source, daemon: Daemons) -> None:
+    source.run("CREATE TABLE notes (name text PRIMARY KEY, text text)")
+    source.attach("notes")
+    capture = daemon("cdc", "run", settings=HOLD_BACK)
+    source.wait_published("notes")
+    source.run("INSERT INTO notes SELECT i || repeat('k', 2600), repeat('x', 1000000) FROM generate_series(1, 80) i")
+    assert capture.wait(30) == 1
+    assert "77 rows are too large, and the cursor has no room for the keys of more" in capture.log_text()
+
+
+def test_text_in_brackets_is_shown_as_it_is(source: Source, status: StatusCommand) -> None:
+    with source.session() as session:
+        session.execute("SET application_name = 'nightly [red] :smile:'")
+        session.commit()
+        session.execute("SELECT 1")
+        assert "nightly [red] :smile:" in status.text(columns=120)
