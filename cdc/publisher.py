@@ -82,7 +82,8 @@ class Publisher:
                 produce(topic, row, key, headers=headers, on_delivery=delivered)
             except (BufferError, KafkaException):
                 self._produce(topic, key, row, headers, delivered)
-        self._producer.poll(0)
+        with translated(f"topic {topic}"):
+            self._producer.poll(0)
         metrics.CHANGES_PUBLISHED.labels(str(page.table)).inc(len(changes))
 
     def commit(self, flush: Callable[[], str], cursor: Callable[[str], Cursor]) -> None:
@@ -137,7 +138,8 @@ class Publisher:
             try:
                 self._producer.produce(topic, value, key, headers=headers, on_delivery=delivered)
             except BufferError:
-                self._producer.poll(_QUEUE_FULL_WAIT_SECONDS)
+                with translated(f"topic {topic}"):
+                    self._producer.poll(_QUEUE_FULL_WAIT_SECONDS)
                 if time.monotonic() > deadline:
                     raise kafka_error(KafkaError(KafkaError._TIMED_OUT), f"topic {topic}: queue full") from None
             except KafkaException as error:
@@ -147,7 +149,9 @@ class Publisher:
                 return
 
     def _deliver(self) -> None:
-        if self._producer.flush(_COMMIT_SECONDS) and self._failure is None:
+        with translated("Kafka, delivery"):
+            undelivered = self._producer.flush(_COMMIT_SECONDS)
+        if undelivered and self._failure is None:
             raise kafka_error(KafkaError(KafkaError._TIMED_OUT), "Kafka, delivery")
         if self._failure is not None:
             raise self._failure

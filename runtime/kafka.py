@@ -96,6 +96,9 @@ def translated(where: str) -> Iterator[None]:
         yield
     except KafkaException as error:
         raise kafka_error(error.args[0], where) from error
+    except SystemError as error:
+        # A fatal error is raised while callbacks run, and Python takes the mess that they leave for a fault of its own.
+        raise kafka_error(KafkaError(KafkaError._FATAL), where) from error
 
 
 def kafka_error(error: KafkaError, where: str) -> ViewkeeperError:

@@ -1,0 +1,97 @@
+"""`viewkeeper-cdc`, which sends itself a signal at one step of one unit: `cli KIND NUMBER STEP SIGNAL run`.
+
+The unit is the NUMBERth of its KIND. All parts are the real ones, on real servers; each is wrapped so as to say where
+it is.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+import cdc.daemon
+import runtime.kafka
+from cdc.capture import Capture
+from cdc.change import Op, Page, Unit
+from cdc.cli import main
+from cdc.lease import Lease
+from cdc.publisher import Publisher
+from tests.torture_steps import Kind, Step
+
+
+@dataclass
+class Hit:
+    """The step that is waited for."""
+
+    kind: Kind
+    number: int
+    step: Step
+    signal: signal.Signals
+    is_due: bool = False
+
+    def begin(self, unit: Unit) -> None:
+        """Note which unit is on its way."""
+        if kind_of(unit) is self.kind:
+            self.number -= 1
+            self.is_due = self.number == 0
+
+    def reach(self, step: Step) -> None:
+        """Send the signal, if this is the step."""
+        if self.is_due and step is self.step:
+            self.is_due = False
+            os.kill(os.getpid(), self.signal)
+
+
+def kind_of(unit: Unit) -> Kind | None:
+    """Return what a unit is; None for one that moves the time only."""
+    if not unit.pages:
+        return None
+    if unit.time is not None:
+        return Kind.ROUND
+    return {Op.READ: Kind.CHUNK, Op.UPSERT: Kind.DRAIN, Op.DELETE: Kind.SWEEP}[unit.pages[0].op]
+
+
+def install(hit: Hit, replace: Callable[[object, str, object], None]) -> None:
+    """Put the wrapped parts in the places of the real ones."""
+
+    class HitProducer(Producer):
+        def commit_transaction(self, *arguments: Any) -> None:
+            hit.reach(Step.DELIVERED)
+            super().commit_transaction(*arguments)
+            hit.reach(Step.COMMITTED)
+
+    class HitPublisher(Publisher):
+        def publish(self, page: Page) -> None:
+            super().publish(page)
+            # What was produced is in the broker's log, in an open transaction.
+            self._deliver()
+            hit.reach(Step.PRODUCED)
+
+    class HitLease(Lease):
+        def flush(self, *, published: str) -> str:
+            token = super().flush(published=published)
+            hit.reach(Step.FLUSHED)
+            return token
+
+    class HitCapture(Capture):
+        def save(self, unit: Unit) -> None:
+            hit.begin(unit)
+            hit.reach(Step.READ)
+            super().save(unit)
+
+    replace(runtime.kafka, "Producer", HitProducer)
+    for name, part in {"Publisher": HitPublisher, "Lease": HitLease, "Capture": HitCapture}.items():
+        replace(cdc.daemon, name, part)
+
+
+if __name__ == "__main__":
+    kind, number, step, signal_name = sys.argv[1:5]
+    sys.argv[1:5] = []
+    with pytest.MonkeyPatch.context() as patch:
+        install(Hit(Kind(kind), int(number), Step(step), signal.Signals[signal_name]), patch.setattr)
+        main()
