@@ -35,8 +35,6 @@ SESSION = {
     "lc_monetary": "C",
     # Names of types, as the catalog gives them, decide how values are written.
     "quote_all_identifiers": "off",
-    # What psycopg quotes, backslashes too, is read as it was meant.
-    "standard_conforming_strings": "on",
     "client_encoding": "UTF8",
     # A row hidden by a policy would look deleted: make Postgres raise an error instead.
     "row_security": "off",
