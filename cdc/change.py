@@ -22,12 +22,16 @@ class Op(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Changes of one table, read in one snapshot at `read_at_ms` (milliseconds since 1970, source's clock)."""
+    """Changes of one table, read in one snapshot at `read_at_ms` (milliseconds since 1970, source's clock).
+
+    `is_cut` says that reading stopped before the last of what was asked for, since the rows are wide.
+    """
 
     table: TableName
     changes: Sequence[KeyAndRow]
     read_at_ms: int
     op: Op
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

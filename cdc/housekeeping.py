@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import psycopg
 
 from cdc.cursor import Cursor, TableCursor
-from cdc.pruning import prune
+from cdc.pruning import SWITCH_BYTES, prune
 from cdc.tables import CapturedTable
 from runtime.postgres import translated
 
@@ -29,6 +29,8 @@ class Housekeeping:
         self._connection = connection
         self._where = where
         self._part_limit_bytes = part_limit_bytes
+        # Long before the limit, which a capture that keeps up should never reach.
+        self._switch_bytes = min(SWITCH_BYTES, part_limit_bytes // 4)
         self._kept_at = float("-inf")
 
     def keep(self, tables: Sequence[CapturedTable], published: Cursor) -> None:
@@ -51,4 +53,10 @@ class Housekeeping:
                 values = {"attachment": table.attachment, "request": entry.request}
                 self._connection.execute(_BEGUN, values)
         if entry.snapshot is not None:
-            prune(self._connection, table, published_snapshot=entry.snapshot, where=self._where)
+            prune(
+                self._connection,
+                table,
+                published_snapshot=entry.snapshot,
+                switch_bytes=self._switch_bytes,
+                where=self._where,
+            )

@@ -13,7 +13,7 @@ from runtime.postgres import LockNotAvailable, translated
 log = structlog.get_logger()
 
 SWITCH_BYTES = 1024 * 1024
-"""Writers move to the other part when theirs has grown to this size."""
+"""Writers move to the other part when theirs has grown to this size, or earlier where the limit is low."""
 
 _SIZES = """
 SELECT pg_catalog.pg_relation_size({}), pg_catalog.pg_relation_size({}), active_part
@@ -31,7 +31,14 @@ SELECT EXISTS (SELECT FROM {log} WHERE xid >= pg_catalog.pg_snapshot_xmax({snaps
 _TRUNCATE = "TRUNCATE {}"
 
 
-def prune(connection: psycopg.Connection, table: CapturedTable, *, published_snapshot: str, where: str) -> None:
+def prune(
+    connection: psycopg.Connection,
+    table: CapturedTable,
+    *,
+    published_snapshot: str,
+    switch_bytes: int,
+    where: str,
+) -> None:
     """Keep a table's change log short; called now and then, does at most one step, waits for nobody.
 
     `published_snapshot` is the table's snapshot in the newest cursor that Kafka has committed.
@@ -42,7 +49,7 @@ def prune(connection: psycopg.Connection, table: CapturedTable, *, published_sna
         check = SQL(_UNPUBLISHED).format(log=log_name(table, part), snapshot=snapshot)
         return connection.execute(check).fetchone() == (False,)
 
-    _step(connection, table, SWITCH_BYTES, snapshot.as_string(), published, where)
+    _step(connection, table, switch_bytes, snapshot.as_string(), published, where)
 
 
 def empty(connection: psycopg.Connection, table: CapturedTable, *, where: str) -> None:

@@ -17,7 +17,7 @@ from cdc.progress import Phase, phase
 from cdc.sweep import KeyReader, key_columns
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp
-from cdc.triggers import Drain, Found, Mark, Round, TriggerSource
+from cdc.triggers import MOST_PAGE_BYTES, Drain, Found, Mark, Round, TriggerSource
 from runtime.postgres import LockNotAvailable
 from runtime.settings import CdcSettings
 
@@ -29,8 +29,8 @@ LOOK_SECONDS = 1.0
 """So often the catalog is asked which tables are attached, and what is requested."""
 HELD_BACK_SECONDS = 5.0
 """So often rows that are held back are looked for: those that are gone are held back no longer."""
-PAGE_BYTES = 8 * 1024 * 1024
-"""A page holds about so much, however wide the rows are; three pages are in memory at once."""
+PAGE_BYTES = MOST_PAGE_BYTES * 5 // 8
+"""The next page has about so much, by the width of the rows in earlier ones."""
 _FIRST_PAGE_ROWS = 5_000
 _LEAST_PAGE_ROWS = 50
 _SAMPLE_ROWS = 64
@@ -225,15 +225,24 @@ class Reader:
             return self._begun(round_, table, entry, seen)
         if not round_.found:
             return replace(entry, fingerprint=seen.fingerprint)
-        if found and found.records > self._most_rows(table):
+        if found and not self._imaged(round_, table, found, pages):
             # At the previous snapshot still: whoever begins again from here repeats the whole of it.
             self._drains[name] = self._source.drain(
                 round_, found, {table.name: entry.snapshot}, page_keys=self._most_rows(table)
             )
             return entry
-        if found:
-            pages.append(self._source.images(round_, table, found.keys))
         return self._passed(replace(entry, fingerprint=seen.fingerprint), round_.snapshot, marks)
+
+    def _imaged(self, round_: Round, table: CapturedTable, found: Found, pages: list[Page]) -> bool:
+        """Add the rows of a round's keys to `pages`; return False if they are more, or wider, than a page holds."""
+        if found.records > self._most_rows(table):
+            return False
+        page = self._source.images(round_, table, found.keys, most_rows=found.records)
+        if page.is_cut:
+            self._learn_wide(table, page)
+        else:
+            pages.append(page)
+        return not page.is_cut
 
     def _passed(self, entry: TableCursor, snapshot: str, marks: frozenset[Mark]) -> TableCursor:
         """Move a table to a snapshot whose changes have been read."""
@@ -286,9 +295,14 @@ class Reader:
         return None
 
     def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> tuple[Page, TableCursor] | None:
-        page = self._source.page(table, drain.peek() or ())
+        page = self._source.page(table, drain.peek() or (), most_rows=drain.page_keys)
         if page is None:
             return None
+        if page.is_cut:
+            # The next round begins with the same keys again, in smaller pages.
+            self._learn_wide(table, page)
+            self._drains.pop(str(table.name)).close()
+            return page, entry
         drain.advance()
         if drain.peek() is None:
             self._drains.pop(str(table.name)).close()
@@ -301,7 +315,7 @@ class Reader:
         if page is None:
             return None
         rows = len(page.changes)
-        end = _key_texts(page.changes[-1][0]) if rows == most_rows else None
+        end = _key_texts(page.changes[-1][0]) if rows == most_rows or page.is_cut else None
         self._learn_width(table, page)
         return page, progress.chunked(entry, end=end, rows=rows)
 
@@ -320,10 +334,12 @@ class Reader:
 
     def _forgotten(self, table: CapturedTable, entry: TableCursor) -> tuple[Page, TableCursor] | None:
         """Now and then, read which rows that are held back are gone: TRUNCATE logs no keys, and no topic has these."""
-        told, now = self.published.get(str(table.name)), time.monotonic()
-        if not told or not told.held_back or now - self._held_back_at.get(table.attachment, 0) < HELD_BACK_SECONDS:
+        told, number, now = self.published.get(str(table.name)), table.attachment, time.monotonic()
+        if not told or not told.held_back or told.attachment != number:
             return None
-        self._held_back_at[table.attachment] = now
+        if now - self._held_back_at.get(number, 0) < HELD_BACK_SECONDS:
+            return None
+        self._held_back_at[number] = now
         page = self._source.gone(table, key_columns(entry.topic, {key.encode() for key in told.held_back}))
         return (page, entry) if page and page.changes else None
 
@@ -332,8 +348,12 @@ class Reader:
 
     def _learn_width(self, table: CapturedTable, page: Page | None) -> None:
         sample = [len(row) for _, row in page.changes[::16] if row is not None] if page else ()
-        if sample:
+        # A large round may have found wider ones, and is to end with the pages that fit them.
+        if sample and str(table.name) not in self._drains:
             self._page_rows[table.attachment] = max(PAGE_BYTES * len(sample) // (sum(sample) + 1), _LEAST_PAGE_ROWS)
+
+    def _learn_wide(self, table: CapturedTable, page: Page) -> None:
+        self._page_rows[table.attachment] = max(len(page.changes) // 2, _LEAST_PAGE_ROWS)
 
     def _end_work(self, table: CapturedTable, entry: TableCursor) -> None:
         drain = self._drains.pop(str(table.name), None)

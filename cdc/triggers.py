@@ -52,8 +52,15 @@ SESSION = {
 }
 """Settings of every session that reads the source or writes the mark."""
 
-# Tens of records a poll: the planner's guess for a log without statistics would be a sequential scan.
-_READER = {"enable_seqscan": "off"}
+# Tens of records a poll: the planner's guess for a log without statistics would be a sequential scan. And a cursor is
+# read to its end.
+_READER = {"enable_seqscan": "off", "cursor_tuple_fraction": "1"}
+
+MOST_PAGE_BYTES = 8 * 1024 * 1024
+"""Reading a page stops at about so much; three pages are in memory at once."""
+_AT_ONCE_ROWS = 64
+# So many more rows than a page holds may be in memory, should they become wide of a sudden.
+_FETCH_ROWS = 100
 
 _REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
 _COMPLETE = "SELECT cdc.complete(%(attachment)s)"
@@ -112,12 +119,15 @@ class Round:
 class Drain:
     """The keys of a round that is too large for one page; they outlive the transaction that found them.
 
-    `snapshot` is the round's: with the last page everything up to it has been read.
+    `snapshot` is the round's: with the last page everything up to it has been read. A page has at most `page_keys`.
     """
 
-    def __init__(self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
+    def __init__(
+        self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, page_keys: int, where: str
+    ) -> None:
         self.found = found
         self.snapshot = snapshot
+        self.page_keys = page_keys
         self._cursor = cursor
         self._where = where
         self._next: Literals | None = None
@@ -212,12 +222,14 @@ class TriggerSource:
         sql = self._render((table, "limit"), lambda: statements.limit_reached(table))
         return self._connection.execute(sql).fetchone() is not None
 
-    def images(self, round_: Round, table: CapturedTable, keys: Literals) -> Page:
-        """Read the rows of logged `keys` as they are in the round's snapshot; a row that is gone is None."""
+    def images(self, round_: Round, table: CapturedTable, keys: Literals, *, most_rows: int) -> Page:
+        """Read the rows of logged `keys`, `most_rows` at most, in the round's snapshot; a row that is gone is None."""
         rows: Sequence[KeyAndRow] = ()
+        is_cut = False
         if keys and keys[0]:
-            rows = self._rows(self._render((table, "images"), lambda: statements.images(table)), _arrays(keys))
-        return Page(table.name, rows, round_.read_at_ms, Op.UPSERT)
+            sql = self._render((table, "images"), lambda: statements.images(table))
+            rows, is_cut = self._page_rows(sql, _arrays(keys), most_rows)
+        return Page(table.name, rows, round_.read_at_ms, Op.UPSERT, is_cut)
 
     def drain(self, round_: Round, found: Found, previous: Snapshots, *, page_keys: int) -> Drain:
         """Take the keys of a round with more records than a page, for pages that are read one by one."""
@@ -225,12 +237,12 @@ class TriggerSource:
         cursor.itersize = 1
         pages = statements.key_pages(found.table, page_keys=page_keys)
         cursor.execute(pages, {"snapshot": previous[found.table.name]})
-        return Drain(found, round_.snapshot, cursor, where=self._where)
+        return Drain(found, round_.snapshot, cursor, page_keys=page_keys, where=self._where)
 
-    def page(self, table: CapturedTable, keys: Literals) -> Page | None:
+    def page(self, table: CapturedTable, keys: Literals, *, most_rows: int) -> Page | None:
         """Read the rows of logged `keys` in a snapshot of their own; None while the table is locked."""
         with translated(self._where), self._reading((table,)) as readable:
-            return self.images(self._head(readable), table, keys) if readable else None
+            return self.images(self._head(readable), table, keys, most_rows=most_rows) if readable else None
 
     def gone(self, table: CapturedTable, keys: Literals) -> Page | None:
         """Return deletes of those keys from the topic that have no row; None while the table is locked."""
@@ -251,8 +263,8 @@ class TriggerSource:
                 return None
             read_at_ms = self._head(readable).read_at_ms
             sql = self._render((table, "chunk", resumed), lambda: statements.chunk(table, resumed=resumed))
-            rows = self._rows(sql, values)
-        return Page(table.name, rows, read_at_ms, Op.READ)
+            rows, is_cut = self._page_rows(sql, values, most_rows)
+        return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
 
     @contextmanager
     def _reading(self, tables: Sequence[CapturedTable]) -> Iterator[tuple[CapturedTable, ...]]:
@@ -313,6 +325,25 @@ class TriggerSource:
                 raise CatalogChanged(f"{tables[number].name}: another table has its name now")
             if records:
                 yield Found(tables[number], records, frozenset(map(Mark, marks or ())), keys)
+
+    def _page_rows(
+        self, statement: bytes, values: Mapping[str, object], most_rows: int
+    ) -> tuple[Sequence[KeyAndRow], bool]:
+        """Read at most so many rows, and no more once they are a page; return them and whether there may be more."""
+        if most_rows <= _AT_ONCE_ROWS:
+            return self._rows(statement, values), False
+        rows: list[KeyAndRow] = []
+        size = 0
+        with self._connection.cursor("viewkeeper_rows", binary=True) as cursor:
+            cursor.adapters.register_loader("text", ByteaBinaryLoader)
+            cursor.execute(statement, values)
+            while size < MOST_PAGE_BYTES:
+                part: list[KeyAndRow] = cursor.fetchmany(_FETCH_ROWS)
+                rows += part
+                if len(part) < _FETCH_ROWS:
+                    return rows, False
+                size += sum(len(row) for _, row in part if row is not None)
+        return rows, True
 
     def _rows(self, statement: bytes, values: Mapping[str, object]) -> Sequence[KeyAndRow]:
         return self._row_cursor.execute(statement, values, prepare=True).fetchall()

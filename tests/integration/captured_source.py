@@ -19,7 +19,7 @@ from tests.topic_reader import Changelog, read_changelog, read_cursor
 from tests.waiting import wait_until
 
 CAPTURE = "viewkeeper"
-_MOST_ROWS = 1_000_000
+_CHUNK_ROWS = 100_000
 
 
 class Source:
@@ -42,7 +42,7 @@ class Source:
 
     def value(self, query: LiteralString, *values: object) -> object:
         """Return the one value that a query selects."""
-        row = self.connection.execute(query, values).fetchone()
+        row = self.connection.execute(query, values or None).fetchone()
         assert row is not None
         return row[0]
 
@@ -96,13 +96,19 @@ class Source:
         assert found == expected
 
     def wire_rows(self, table: str) -> dict[bytes, bytes]:
-        """Return a table's keys and rows now, in the bytes of the wire."""
+        """Return the keys and rows of a table that nobody changes, in the bytes of the wire."""
+        rows: dict[bytes, bytes] = {}
         with closing(connect(self.url, name="test", settings=SESSION)) as session:
             name = TableName.parse(table)
             captured = next(one for one in captured_tables(session, CAPTURE) if one.name == name)
-            page = TriggerSource(session, CAPTURE, where="test").chunk(captured, None, most_rows=_MOST_ROWS)
-        assert page is not None
-        return {key: row for key, row in page.changes if row is not None}
+            reader = TriggerSource(session, CAPTURE, where="test")
+            page = reader.chunk(captured, None, most_rows=_CHUNK_ROWS)
+            while page is not None and page.changes:
+                rows.update((key, row) for key, row in page.changes if row is not None)
+                last = tuple(map(str, json.loads(page.changes[-1][0]).values()))
+                page = reader.chunk(captured, last, most_rows=_CHUNK_ROWS)
+        assert page is not None, f"{table} is locked"
+        return rows
 
     def wait_exact(self, *tables: str, timeout_seconds: float = 30.0) -> None:
         """Wait for a watermark of this moment; the topics then equal the tables, byte for byte.

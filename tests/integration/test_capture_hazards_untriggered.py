@@ -148,6 +148,19 @@ def test_c2_a_truncated_leaf_does_not_explain_the_files_of_the_others(events: So
     events.wait_exact("events")
 
 
+@pytest.mark.newest_postgres
+def test_c2_another_expression_of_a_virtual_column_is_published(source: Source, daemon: Daemons) -> None:
+    source.run(
+        "CREATE TABLE sums (id bigint PRIMARY KEY, double bigint GENERATED ALWAYS AS (id * 2) VIRTUAL)",
+        "INSERT INTO sums SELECT generate_series(1, 10)",
+    )
+    source.attach("sums")
+    daemon("cdc", "run")
+    source.wait_exact("sums")
+    source.run("ALTER TABLE sums ALTER COLUMN double SET EXPRESSION AS (id + id + 1)")
+    source.wait_exact("sums")
+
+
 def test_c2_a_truncate_that_sees_fewer_keys_than_it_deletes(tweets: Source, daemon: Daemons) -> None:
     daemon("cdc", "run")
     tweets.wait_exact("tweets")

@@ -1,0 +1,117 @@
+"""C9 and C17: a standby that touches nothing, and topics that are changed under a running capture."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from tests.daemons import Daemons
+from tests.integration.captured_source import CAPTURE, Source, insert_tweets
+from tests.waiting import wait_until
+
+LEASE = {"VIEWKEEPER_CDC_LEASE_SECONDS": "2"}
+
+
+@pytest.fixture
+def tweets(source: Source) -> Source:
+    """Give a source with ten rows in tweets, which is attached."""
+    source.run(insert_tweets(1, 10))
+    source.attach("tweets")
+    return source
+
+
+def test_c9_a_standby_opens_no_producer_and_reads_no_rows_until_it_leads(tweets: Source, daemon: Daemons) -> None:
+    leader = daemon("cdc", "run", settings=LEASE)
+    tweets.wait_exact("tweets")
+    leading = _reading_sessions(tweets)
+    with _listener() as listener:
+        broker = f"127.0.0.1:{listener.getsockname()[1]}"
+        settings = {**LEASE, "VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": broker}
+        standby = daemon("cdc", "run", settings=settings)
+        standby.wait_logged("standby")
+        (session,) = _reading_sessions(tweets).keys() - leading.keys()
+        asked = _reading_sessions(tweets)[session]
+        _beats(tweets, 5)
+        assert _reading_sessions(tweets)[session] == asked
+        assert not _was_called(listener)
+        leader.kill()
+        standby.wait_logged("leading")
+        wait_until(lambda: _was_called(listener), what="its call of the broker")
+
+
+@contextmanager
+def _listener() -> Iterator[socket.socket]:
+    """Listen where a broker could be."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        listener.setblocking(False)
+        yield listener
+
+
+def _was_called(listener: socket.socket) -> bool:
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _reading_sessions(source: Source) -> dict[int, object]:
+    """Return when the sessions that read rows were last given a statement, by their process."""
+    query = "SELECT pid, query_start FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()"
+    return dict(source.connection.execute(query, (f"viewkeeper-cdc {CAPTURE}",)).fetchall())
+
+
+def _beats(source: Source, count: int) -> None:
+    """Wait until the leader has raised its beat so often."""
+    beat = "SELECT beat FROM cdc.capture"
+    until = int(str(source.value(beat))) + count
+    wait_until(lambda: int(str(source.value(beat))) >= until, what=f"{count} beats of the leader")
+
+
+def test_c17_partitions_added_while_it_runs_stop_it_and_the_steps_work(tweets: Source, daemon: Daemons) -> None:
+    capture = daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+    client, topic = AdminClient({"bootstrap.servers": tweets.bootstrap_servers}), tweets.topic_name("tweets")
+    client.create_partitions([NewPartitions(topic, 9)])[topic].result()
+    assert capture.wait() == 1
+    assert f"topic {topic} has 9 partitions, and had 6" in capture.log_text()
+    assert "delete it, then run: viewkeeper-cdc snapshot public.tweets" in capture.log_text()
+    again = daemon("cdc", "run")
+    assert again.wait() == 1
+    assert f"topic {topic} has 9 partitions, and had 6" in again.log_text()
+    _delete(client, topic)
+    _request_snapshot(tweets)
+    tweets.run("DELETE FROM tweets WHERE tweet_id = 1", insert_tweets(11, 12))
+    daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["idle", "written_to"])
+def test_c17_a_topic_deleted_while_it_runs_stops_it_and_the_steps_work(
+    tweets: Source, daemon: Daemons, *, written: bool
+) -> None:
+    capture = daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+    client, topic = AdminClient({"bootstrap.servers": tweets.bootstrap_servers}), tweets.topic_name("tweets")
+    _delete(client, topic)
+    if written:
+        tweets.run(insert_tweets(11, 20))
+    assert capture.wait(60) == 1
+    assert f"topic {topic} was deleted" in capture.log_text()
+    assert "viewkeeper-cdc snapshot public.tweets" in capture.log_text()
+    _request_snapshot(tweets)
+    daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+
+
+def _delete(client: AdminClient, topic: str) -> None:
+    client.delete_topics([topic])[topic].result()
+    wait_until(lambda: topic not in client.list_topics(timeout=10).topics, what="the topic's end")
+
+
+def _request_snapshot(source: Source) -> None:
+    source.run(
+        "INSERT INTO cdc.request (capture, attachment, kind) SELECT capture, id, 'snapshot' FROM cdc.captured_table"
+    )

@@ -1,0 +1,114 @@
+"""C18: large transactions and wide rows, in bounded memory, while other tables stay fresh."""
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.daemons import Daemon, Daemons
+from tests.integration.captured_source import Source, insert_tweets
+from tests.waiting import wait_until
+
+LARGE_ROWS = 300_000
+WIDE_ROWS = 2_000
+MOST_MEBIBYTES = 150
+FRESH = timedelta(seconds=2)
+_WIDE = "(SELECT string_agg(md5(i::text || j::text), '') FROM generate_series(1, 3125) j)"
+
+
+@pytest.fixture
+def tables(source: Source) -> Source:
+    """Give a source whose empty users and tweets are attached."""
+    source.attach("users", "tweets")
+    return source
+
+
+def test_c18_a_large_transaction_takes_little_memory_and_leaves_others_fresh(tables: Source, daemon: Daemons) -> None:
+    capture = daemon("cdc", "run")
+    tables.wait_exact("users", "tweets")
+    with _written(tables):
+        tables.run(insert_tweets(1, LARGE_ROWS))
+        committed = tables.now()
+        tables.wait_published("tweets", timeout_seconds=120)
+        times = [
+            entry.watermark.time
+            for cursor in tables.cursors()
+            if (entry := cursor.tables["public.users"]).watermark and entry.watermark.time > committed - FRESH
+        ]
+    assert max(after - before for before, after in pairwise(times)) < FRESH
+    tables.wait_exact("users", "tweets")
+    assert _peak_mebibytes(capture) < MOST_MEBIBYTES
+
+
+@contextmanager
+def _written(source: Source) -> Iterator[None]:
+    """Insert users, one a transaction, while the body runs."""
+    over = threading.Event()
+
+    def write() -> None:
+        with source.session() as session:
+            user = 0
+            while not over.wait(0.02):
+                user += 1
+                session.execute("INSERT INTO users (user_id) VALUES (%s)", (user,))
+                session.commit()
+
+    with ThreadPoolExecutor(1) as executor:
+        writing = executor.submit(write)
+        try:
+            yield
+        finally:
+            over.set()
+            writing.result()
+
+
+def test_c18_killed_in_a_large_round_it_repeats_it_harmlessly(tables: Source, daemon: Daemons) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "500"})
+    tables.wait_exact("users", "tweets")
+    tables.run(insert_tweets(1, 100_000), "DELETE FROM tweets WHERE tweet_id % 10 = 0")
+    before = tables.entry("tweets")
+    assert before is not None
+    wait_until(lambda: _published(tables) > 2_000, what="some pages of the round")
+    capture.kill()
+    published, after = _published(tables), tables.entry("tweets")
+    assert 2_000 < published < 90_000, "the round was at its end before it could be killed"
+    assert after is not None
+    assert after.snapshot == before.snapshot
+    tables.run("UPDATE tweets SET text = 'newer' WHERE tweet_id < 1000", "DELETE FROM tweets WHERE tweet_id % 10 = 1")
+    daemon("cdc", "run")
+    tables.wait_exact("users", "tweets", timeout_seconds=60)
+
+
+def _published(source: Source) -> int:
+    entry = source.entry("tweets")
+    return sum(entry.next_offsets) if entry else 0
+
+
+@pytest.mark.parametrize("when", ["before", "at_once", "in_a_large_round"])
+def test_c18_wide_rows_take_little_memory(tables: Source, daemon: Daemons, when: str) -> None:
+    """Rows of 100 kB among narrow ones: read by a snapshot, by a round, and by the pages of a large round."""
+    wide = f"INSERT INTO tweets SELECT i, 1, {_WIDE} FROM generate_series(10001, {10_000 + WIDE_ROWS}) i"
+    tables.run(insert_tweets(1, 1000))
+    if when == "before":
+        tables.run(wide)
+    capture = daemon("cdc", "run")
+    tables.wait_published("users", "tweets", timeout_seconds=120)
+    if when == "at_once":
+        tables.run(wide)
+    elif when == "in_a_large_round":
+        tables.run(f"BEGIN; {insert_tweets(20_001, 60_000)}; {wide}; COMMIT")
+    tables.wait_published("tweets", timeout_seconds=120)
+    assert _peak_mebibytes(capture) < MOST_MEBIBYTES
+    tables.wait_exact("tweets")
+
+
+def _peak_mebibytes(daemon: Daemon) -> float:
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{daemon.pid}/status").read_text())
+    assert peak is not None
+    return int(peak[1]) / 1024
