@@ -46,7 +46,10 @@ def sweep_progress(entry: TableCursor) -> SweepProgress | None:
     """Return how far the search for keys that are gone has come, None if there is none under way."""
     if entry.sweep is None or entry.reading is not None:
         return None
-    return SweepProgress(offsets=sum(entry.sweep.next_offsets), total_offsets=sum(entry.sweep.end_offsets))
+    ends = entry.sweep.end_offsets
+    # A partition that is read to its end may be read further while others are not.
+    offsets = sum(map(min, entry.sweep.next_offsets, ends))
+    return SweepProgress(offsets=offsets, total_offsets=sum(ends))
 
 
 def rows_words(progress: SnapshotProgress) -> str:
