@@ -39,11 +39,17 @@ TYPES = (
     "CREATE TYPE place AS (city text, number integer)",
     "CREATE TYPE street AS (name text)",
     "CREATE TYPE address AS (street street, number integer)",
-    "ALTER TABLE label ADD COLUMN value mood DEFAULT 'sad'",
-    "ALTER TABLE domain ADD COLUMN value taste DEFAULT 'dry'",
-    "ALTER TABLE array_ ADD COLUMN value colour[] DEFAULT '{red,green}'",
-    "ALTER TABLE composite ADD COLUMN value place DEFAULT '(Ulm,1)'",
-    "ALTER TABLE nested ADD COLUMN value address[] DEFAULT ARRAY[ROW(ROW('High Street'), 7)::address]",
+    # A default of a new column would be part of what the table looks like, with its label.
+    "ALTER TABLE label ADD COLUMN value mood",
+    "ALTER TABLE domain ADD COLUMN value taste",
+    "ALTER TABLE array_ ADD COLUMN value colour[]",
+    "ALTER TABLE composite ADD COLUMN value place",
+    "ALTER TABLE nested ADD COLUMN value address[]",
+    "UPDATE label SET value = 'sad'",
+    "UPDATE domain SET value = 'dry'",
+    "UPDATE array_ SET value = '{red,green}'",
+    "UPDATE composite SET value = ('Ulm', 1)",
+    "UPDATE nested SET value = ARRAY[ROW(ROW('High Street'), 7)::address]",
 )
 
 
