@@ -54,8 +54,8 @@ class Reader:
         self._drains: dict[str, Drain] = {}
         self._sweeps: dict[str, KeyReader] = {}
         self._held_back_at: dict[int, float] = {}
-        # Tables that do not log all of their changes, and whether mending that has been tried.
-        self._troubled: dict[str, bool] = {}
+        # Tables that do not log all of their changes: their shape then, and whether mending that was tried in vain.
+        self._troubled: dict[str, tuple[str, bool]] = {}
         self._history_checked = False
         self._looked_at = self._emitted_at = float("-inf")
         self.tables: tuple[CapturedTable, ...] = ()
@@ -146,8 +146,7 @@ class Reader:
                 self._source.empty(table)
             if name in self._troubled:
                 try:
-                    self._source.arm(table)
-                    self._troubled[name] = True
+                    self._troubled[name] = (self._troubled[name][0], not self._source.arm(table))
                 except LockNotAvailable:
                     log.info("table_in_use", table=name, reason="triggers are to be added to its partitions")
 
@@ -208,7 +207,7 @@ class Reader:
         """Return a table's part after a round that could lock it; add its changes to `pages`."""
         name, marks = str(table.name), found.marks if found else frozenset[Mark]()
         if seen.trouble:
-            return self._in_trouble(table, entry, seen.trouble)
+            return self._in_trouble(table, entry, seen)
         self._troubled.pop(name, None)
         if entry.snapshot is None:
             return entry if self._source.limit_reached(table) else self._begun(round_, table, entry, seen)
@@ -262,11 +261,14 @@ class Reader:
             end_offsets=self._taking_up.ends(entry),
         )
 
-    def _in_trouble(self, table: CapturedTable, entry: TableCursor, trouble: str) -> TableCursor:
+    def _in_trouble(self, table: CapturedTable, entry: TableCursor, seen: Seen) -> TableCursor:
         # First the cursor forgets its position, and what can be mended is tried; only then does the capture stop.
-        if self._troubled.setdefault(str(table.name), False):
-            raise CaptureError(f"{table.name} {trouble}; its changes are not all logged, so it will be read anew then")
-        return self._given_up(table, entry, f"it {trouble}") if entry.snapshot else entry
+        # Another shape is another trouble: a further partition, for instance.
+        name = str(table.name)
+        if self._troubled.get(name) == (seen.shape, True):
+            raise CaptureError(f"{name} {seen.trouble}; its changes are not all logged, so it will be read anew then")
+        self._troubled[name] = (seen.shape, False)
+        return self._given_up(table, entry, f"it {seen.trouble}") if entry.snapshot else entry
 
     def _given_up(self, table: CapturedTable, entry: TableCursor, reason: str) -> TableCursor:
         log.warning("to_be_read_anew", table=str(table.name), reason=reason)

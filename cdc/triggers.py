@@ -184,13 +184,14 @@ class TriggerSource:
         with translated(self._where):
             return {attachment for (attachment,) in self._connection.execute(_PRUNED, values)}
 
-    def arm(self, table: CapturedTable) -> None:
+    def arm(self, table: CapturedTable) -> bool:
         """Add the triggers that partitions lack which were attached later, if the table may still be captured.
 
-        Raises LockNotAvailable if one is in use.
+        Returns whether there were any to add. Raises LockNotAvailable if a partition is in use.
         """
         with translated(self._where), suppress(pg.ObjectNotInPrerequisiteState):
-            self._connection.execute(_COMPLETE, {"attachment": table.attachment})
+            return self._connection.execute(_COMPLETE, {"attachment": table.attachment}).fetchone() == (True,)
+        return False
 
     def empty(self, table: CapturedTable) -> None:
         """Empty the change log of a table that waits to be read anew, a step at a time."""

@@ -10,7 +10,7 @@ from confluent_kafka import Message
 
 from cdc.cursor import Watermark, decode_cursor
 from tests.topic_reader import Changelog
-from tests.torture_writers import Change, Key, Note
+from tests.torture_transactions import Change, Key, Note
 
 
 class Truth:

@@ -12,8 +12,9 @@ from tests.daemons import Daemons
 from tests.torture import Torture
 from tests.torture_captures import Captures
 from tests.torture_source import CapturedSource
+from tests.torture_transactions import AT_FIRST, KEYS, Note
 from tests.torture_truth import Truth, read_along
-from tests.torture_writers import AT_FIRST, KEYS, Note, Owner, Writer, fill
+from tests.torture_writers import Owner, Writer, fill
 from tests.waiting import wait_until
 
 WRITERS = 10
