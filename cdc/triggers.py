@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from itertools import islice
 
 import psycopg
 from psycopg import errors as pg
@@ -60,7 +61,7 @@ MOST_PAGE_BYTES = 8 * 1024 * 1024
 """Reading a page stops at about so much; three pages are in memory at once."""
 _AT_ONCE_ROWS = 64
 # So many more rows than a page holds may be in memory, should they become wide of a sudden.
-_FETCH_ROWS = 100
+_PIECE_ROWS = 100
 
 _REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
 _COMPLETE = "SELECT cdc.complete(%(attachment)s)"
@@ -335,16 +336,16 @@ class TriggerSource:
             return self._rows(statement, values), False
         rows: list[KeyAndRow] = []
         size = 0
-        with self._connection.cursor("viewkeeper_rows", binary=True) as cursor:
-            cursor.adapters.register_loader("text", ByteaBinaryLoader)
-            cursor.execute(statement, values)
-            while size < MOST_PAGE_BYTES:
-                part: list[KeyAndRow] = cursor.fetchmany(_FETCH_ROWS)
-                rows += part
-                if len(part) < _FETCH_ROWS:
-                    return rows, False
-                size += sum(len(row) for _, row in part if row is not None)
-        return rows, True
+        is_cut = False
+        # In pieces as they come: a result that is taken as a whole is in memory twice.
+        stream = self._row_cursor.stream(statement, values, binary=True, size=_PIECE_ROWS)
+        while piece := list(islice(stream, _PIECE_ROWS)):
+            # What is behind a full page is passed over: to cancel the query would end the transaction.
+            is_cut = size >= MOST_PAGE_BYTES
+            if not is_cut:
+                rows += piece
+                size += sum(len(row) for _, row in piece if row is not None)
+        return rows, is_cut
 
     def _rows(self, statement: bytes, values: Mapping[str, object]) -> Sequence[KeyAndRow]:
         return self._row_cursor.execute(statement, values, prepare=True).fetchall()
