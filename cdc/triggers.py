@@ -53,9 +53,15 @@ SESSION = {
 }
 """Settings of every session that reads the source or writes the mark."""
 
-# Tens of records a poll: the planner's guess for a log without statistics would be a sequential scan. And a cursor is
-# read to its end.
-_READER = {"enable_seqscan": "off", "cursor_tuple_fraction": "1"}
+_READER = {
+    # Tens of records a poll: the planner's guess for a log without statistics would be a sequential scan.
+    "enable_seqscan": "off",
+    # A page's keys are looked up one by one: a merge with the key's index would read all of it before them.
+    "enable_mergejoin": "off",
+    "enable_hashjoin": "off",
+    # A cursor is read to its end.
+    "cursor_tuple_fraction": "1",
+}
 
 MOST_PAGE_BYTES = 8 * 1024 * 1024
 """Reading a page stops at about so much; three pages are in memory at once."""
