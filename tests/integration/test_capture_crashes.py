@@ -57,9 +57,10 @@ def test_killed_at_a_step_of_any_unit_it_goes_on_from_what_is_committed(
         assert killed.wait(30) == -signal.SIGKILL
         # It is known to be dead: its lease need not run out.
         source.run("UPDATE cdc.capture SET leader = NULL")
-    daemon("cdc", "run", settings=SMALL_PAGES)
-    source.wait_published([TABLE])
-    source.assert_topics_equal_tables()
+        capture = daemon("cdc", "run", settings=SMALL_PAGES)
+        source.wait_published([TABLE])
+        source.assert_topics_equal_tables()
+        assert capture.terminate() == 0
 
 
 @pytest.mark.newest_postgres

@@ -1,0 +1,188 @@
+"""C7: a source that was restored, copied or promoted, and a Kafka that was set back: never taken for what they were."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from confluent_kafka import Producer
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.sql import SQL, Identifier
+
+from compose.local.kafka import KafkaBroker
+from compose.local.postgres import PostgresServer
+from compose.local.postgres import postgres as run_postgres
+from compose.local.unprivileged import needed_unprivileged
+from tests.daemons import ROOT, Daemons
+from tests.torture_source import CAPTURE, CapturedSource
+from tests.waiting import wait_until
+
+TABLE = "public.counted"
+READ_ANEW = {"VIEWKEEPER_CDC_ON_OTHER_HISTORY": "snapshot"}
+
+
+@pytest.fixture
+def source(source_url: str, kafka: KafkaBroker, topic_prefix: str) -> CapturedSource:
+    """Give a source with one table, attached, of 100 rows."""
+    return _counted(CapturedSource(source_url, kafka.bootstrap_servers, topic_prefix))
+
+
+def _counted(source: CapturedSource) -> CapturedSource:
+    source.run("CREATE TABLE counted (id bigint PRIMARY KEY, version bigint NOT NULL)")
+    source.attach(TABLE)
+    source.run("INSERT INTO counted SELECT i, 0 FROM generate_series(1, 100) i")
+    return source
+
+
+def _publish(source: CapturedSource, daemon: Daemons, *statements: str) -> None:
+    """Run a capture until it has published what these statements do."""
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": source.url})
+    source.wait_published([TABLE])
+    source.run(*statements)
+    source.wait_published([TABLE])
+    assert capture.terminate() == 0
+
+
+def _assert_refused(source: CapturedSource, daemon: Daemons, complaint: str) -> None:
+    records = len(source.topic(TABLE).records)
+    refused = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": source.url})
+    assert refused.wait(60) == 1
+    last = refused.log_text().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert complaint in last
+    assert len(source.topic(TABLE).records) == records
+
+
+def _assert_read_anew(source: CapturedSource, daemon: Daemons) -> None:
+    """Read every table anew, once, and go on as ever."""
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": source.url, **READ_ANEW})
+    source.wait_published([TABLE])
+    source.assert_topics_equal_tables()
+    assert capture.terminate() == 0
+    _publish(source, daemon, "UPDATE counted SET version = 9 WHERE id = 9")
+    source.assert_topics_equal_tables()
+
+
+def test_a_database_restored_from_an_older_copy_is_refused_or_read_anew(
+    source: CapturedSource, postgres: PostgresServer, daemon: Daemons
+) -> None:
+    _publish(source, daemon, "UPDATE counted SET version = 1 WHERE id = 1")
+    name = str(conninfo_to_dict(source.url)["dbname"])
+    with _copied(postgres, name) as copy:
+        _publish(source, daemon, "UPDATE counted SET version = 2 WHERE id <= 2", "INSERT INTO counted VALUES (101, 2)")
+        with psycopg.connect(postgres.url(), autocommit=True) as session:
+            session.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+            session.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(copy), Identifier(name)))
+        source.run("UPDATE counted SET version = 3 WHERE id = 3", "DELETE FROM counted WHERE id = 4")
+        _assert_refused(source, daemon, "another history")
+        _assert_read_anew(source, daemon)
+
+
+@contextmanager
+def _copied(postgres: PostgresServer, name: str) -> Iterator[str]:
+    """Copy a database; yields the copy's name, and drops what is left of it."""
+    copy = Identifier(f"{name}_copy")
+    with psycopg.connect(postgres.url(), autocommit=True) as session:
+        session.execute(SQL("CREATE DATABASE {} TEMPLATE {}").format(copy, Identifier(name)))
+        try:
+            yield f"{name}_copy"
+        finally:
+            session.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(copy))
+
+
+@pytest.mark.newest_postgres
+def test_a_cursor_that_is_older_than_the_change_log_is_refused_or_read_anew(
+    source: CapturedSource, daemon: Daemons
+) -> None:
+    _publish(source, daemon, "UPDATE counted SET version = 1 WHERE id = 1")
+    older = source.cursors().values[CAPTURE.encode()]
+    capture = daemon("cdc", "run")
+    # More than a part of the change log may hold before it is left and emptied.
+    source.run(
+        "INSERT INTO counted SELECT i, 2 FROM generate_series(1000, 40000) i", "DELETE FROM counted WHERE id = 1"
+    )
+    wait_until(lambda: _emptied(source), what="an emptied change log")
+    assert capture.terminate() == 0
+    _set_back(source, older)
+    _assert_refused(source, daemon, "was emptied beyond the cursor: Kafka was set back")
+    _assert_read_anew(source, daemon)
+
+
+def _emptied(source: CapturedSource) -> bool:
+    with psycopg.connect(source.url) as session:
+        row = session.execute("SELECT pruned_snapshot IS NOT NULL FROM cdc.captured_table").fetchone()
+    return row == (True,)
+
+
+def _set_back(source: CapturedSource, older: bytes) -> None:
+    """Put an older cursor record in the newest one's place."""
+    producer = Producer({"bootstrap.servers": source.bootstrap_servers, "partitioner": "murmur2_random"})
+    producer.produce(f"{source.prefix}.cursor", older, CAPTURE)
+    assert producer.flush(30) == 0
+
+
+def test_a_standby_is_refused_and_when_promoted_taken_for_the_primary_if_it_lost_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres_binaries: Path,
+    kafka: KafkaBroker,
+    topic_prefix: str,
+    daemon: Daemons,
+) -> None:
+    primary_dir, standby_dir, late_dir = (tmp_path_factory.mktemp(name) for name in ("primary", "standby", "late"))
+    with run_postgres(primary_dir, binaries=postgres_binaries) as primary:
+        source = _migrated(CapturedSource(primary.url(), kafka.bootstrap_servers, topic_prefix))
+        _publish(source, daemon, "UPDATE counted SET version = 1 WHERE id = 1")
+        _back_up(postgres_binaries, primary, late_dir)
+        _back_up(postgres_binaries, primary, standby_dir)
+        with run_postgres(standby_dir, binaries=postgres_binaries) as standby:
+            replica = CapturedSource(standby.url(), kafka.bootstrap_servers, topic_prefix)
+            _publish(source, daemon, "UPDATE counted SET version = 2 WHERE id = 2", "DELETE FROM counted WHERE id = 3")
+            source.run("INSERT INTO counted VALUES (101, 3)")
+            _wait_replayed(source, replica)
+            _assert_refused(replica, daemon, "is a standby")
+            replica.run("SELECT pg_promote()")
+            replica.run("UPDATE counted SET version = 4 WHERE id = 4")
+            before = len(source.topic(TABLE).records)
+            _publish(replica, daemon)
+            replica.assert_topics_equal_tables()
+            assert len(source.topic(TABLE).records) == before + 2
+    # This one knows nothing of what was published since it was made.
+    with run_postgres(late_dir, binaries=postgres_binaries) as late:
+        lossy = CapturedSource(late.url(), kafka.bootstrap_servers, topic_prefix)
+        lossy.run("SELECT pg_promote()", "UPDATE counted SET version = 5 WHERE id = 5")
+        _assert_refused(lossy, daemon, "another history")
+        _assert_read_anew(lossy, daemon)
+
+
+def _migrated(source: CapturedSource) -> CapturedSource:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VIEWKEEPER_SOURCE_URL", source.url)
+        command.upgrade(Config(ROOT / "alembic.ini", ini_section="source"), "head")
+    return _counted(source)
+
+
+def _back_up(binaries: Path, primary: PostgresServer, folder: Path) -> None:
+    """Make a standby's folder by pg_basebackup, as the user that runs the servers."""
+    unprivileged = needed_unprivileged()
+    data_dir = folder / "data"
+    data_dir.mkdir(mode=0o700)
+    if unprivileged:
+        unprivileged.own(data_dir)
+    words = [str(binaries / "pg_basebackup"), "-D", str(data_dir), "-d", primary.url(), "-R", "--checkpoint=fast"]
+    subprocess.run([*(unprivileged.prefix if unprivileged else ()), *words], check=True)
+
+
+def _wait_replayed(source: CapturedSource, replica: CapturedSource) -> None:
+    with psycopg.connect(source.url) as session:
+        row = session.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
+    assert row is not None
+
+    def replayed() -> bool:
+        with psycopg.connect(replica.url) as session:
+            return session.execute("SELECT pg_last_wal_replay_lsn() >= %s", (row[0],)).fetchone() == (True,)
+
+    wait_until(replayed, what="the standby to have replayed")
