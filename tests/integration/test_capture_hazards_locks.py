@@ -6,6 +6,9 @@ from tests.daemons import Daemons
 from tests.integration.captured_source import Source, insert_tweets, tombstones
 from tests.waiting import wait_until
 
+# Slow, and nothing that a version of Postgres could change.
+pytestmark = pytest.mark.newest_postgres
+
 ROWS = 8_000
 PAGES = {"VIEWKEEPER_CDC_CHUNK_ROWS": "50"}
 

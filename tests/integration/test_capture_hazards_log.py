@@ -15,6 +15,9 @@ from tests.daemons import Daemon, Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
 from tests.waiting import wait_until
 
+# Slow, and nothing that a version of Postgres could change.
+pytestmark = pytest.mark.newest_postgres
+
 MEBIBYTE = 1024 * 1024
 LIMIT = {"VIEWKEEPER_CDC_LOG_LIMIT_MB": "1"}
 # Records of 20,000 rows are more than half a mebibyte, which is a part's share of the limit.

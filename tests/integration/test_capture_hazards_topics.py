@@ -11,6 +11,9 @@ from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
 from tests.waiting import wait_until
 
+# Slow, and nothing that a version of Postgres could change.
+pytestmark = pytest.mark.newest_postgres
+
 LEASE = {"VIEWKEEPER_CDC_LEASE_SECONDS": "2"}
 
 

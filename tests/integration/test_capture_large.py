@@ -15,6 +15,9 @@ from tests.daemons import Daemon, Daemons
 from tests.integration.captured_source import Source, insert_tweets
 from tests.waiting import wait_until
 
+# Slow, and nothing that a version of Postgres could change.
+pytestmark = pytest.mark.newest_postgres
+
 LARGE_ROWS = 300_000
 WIDE_ROWS = 2_000
 MOST_MEBIBYTES = 150
