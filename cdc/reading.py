@@ -17,7 +17,7 @@ from cdc.progress import Phase, phase
 from cdc.sweep import KeyReader, key_columns
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp
-from cdc.triggers import MOST_PAGE_BYTES, Drain, Found, Mark, Round, TriggerSource
+from cdc.triggers import MOST_PAGE_BYTES, NO_KEYS, Drain, Found, Mark, Round, TriggerSource
 from runtime.postgres import LockNotAvailable
 from runtime.settings import CdcSettings
 
@@ -236,7 +236,7 @@ class Reader:
         """Add the rows of a round's keys to `pages`; return False if they are more, or wider, than a page holds."""
         if found.records > self._most_rows(table):
             return False
-        page = self._source.images(round_, table, found.keys, most_rows=found.records)
+        page = self._source.images(round_, table, found.keys)
         if page.is_cut:
             self._learn_wide(table, page)
         else:
@@ -297,7 +297,7 @@ class Reader:
         return None
 
     def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> tuple[Page, TableCursor] | None:
-        page = self._source.page(table, drain.peek() or (), most_rows=drain.page_keys)
+        page = self._source.page(table, drain.peek() or NO_KEYS)
         if page is None:
             return None
         if page.is_cut:
@@ -328,7 +328,7 @@ class Reader:
             log.info("ghost_sweep", table=str(table.name))
             self._sweeps[entry.topic] = KeyReader(self._settings, entry.topic, entry.sweep)
         batch = self._sweeps[entry.topic].batch(self._settings.cdc_chunk_rows)
-        page = self._source.gone(table, batch.keys)
+        page = self._source.ghosts(table, batch.keys)
         if page is None or batch.next_offsets is None:
             # Locked, it begins again from where the cursor is.
             self._end_sweep(entry.topic)
@@ -342,7 +342,7 @@ class Reader:
         if now - self._held_back_at.get(number, 0) < HELD_BACK_SECONDS:
             return None
         self._held_back_at[number] = now
-        page = self._source.gone(table, key_columns(entry.topic, {key.encode() for key in told.held_back}))
+        page = self._source.ghosts(table, key_columns(entry.topic, {key.encode() for key in told.held_back}))
         return (page, entry) if page and page.changes else None
 
     def _most_rows(self, table: CapturedTable) -> int:

@@ -51,7 +51,7 @@ def probe(tables: Sequence[CapturedTable], most_records: Sequence[int]) -> Compo
 
     One row a table: its number i; whether its name belongs to another table by now; how many records, counted up to
     one more than its `most_records`; the kinds of marks among all of them; their distinct keys as an array literal a
-    key column. A table with more records than that is read by `key_pages` instead.
+    key column, and last their number. A table with more records than that is read by `key_pages` instead.
     """
     selects = []
     for number, (table, most) in enumerate(zip(tables, most_records, strict=True)):
@@ -61,7 +61,7 @@ def probe(tables: Sequence[CapturedTable], most_records: Sequence[int]) -> Compo
             (WITH records AS MATERIALIZED ({records} LIMIT {limit})
              SELECT {number}, {identity} IS DISTINCT FROM {oid}, (SELECT count(*) FROM records),
                     (SELECT array_agg(DISTINCT mark) FROM ({marks}) AS marks),
-                    (SELECT ARRAY[{arrays}]
+                    (SELECT ARRAY[{arrays}, count(*)::text]
                      FROM (SELECT DISTINCT {names} FROM records WHERE mark IS NULL) AS changed))
         """)
         selects.append(
@@ -80,10 +80,13 @@ def probe(tables: Sequence[CapturedTable], most_records: Sequence[int]) -> Compo
 
 
 def key_pages(table: CapturedTable, *, page_keys: int) -> Composed:
-    """Select the distinct keys logged since `snapshot`, in pages: one row a page, an array literal a key column."""
+    """Select the distinct keys logged since `snapshot`, in pages: one row a page, an array literal a key column.
+
+    The last column is their number.
+    """
     names = log_columns(table)
     return SQL("""
-        SELECT {arrays}
+        SELECT {arrays}, count(*)
         FROM (SELECT {names}, (row_number() OVER (ORDER BY {names}) - 1) / {page_keys} AS page
               FROM (SELECT DISTINCT {names} FROM ({records}) AS records WHERE mark IS NULL) AS changed) AS paged
         GROUP BY page ORDER BY page
@@ -95,29 +98,41 @@ def key_pages(table: CapturedTable, *, page_keys: int) -> Composed:
     )
 
 
-def images(table: CapturedTable) -> Composed:
-    """Select key and row, as JSON text, of the logged keys in parameters `k1`, …; a row that is gone is NULL."""
+def living(table: CapturedTable) -> Composed:
+    """Select key and row, as JSON text, of those of the logged keys in parameters `k1`, … that have a row.
+
+    One array is looked up in a single scan of the key's index; several columns take a look-up for each key, which costs
+    a third more.
+    """
     return SQL("""
-        SELECT {key}, CASE WHEN t.{first} IS NOT NULL THEN row_to_json(r.*)::text END
-        FROM {changed} AS changed LEFT JOIN {table} AS t ON {joined} CROSS JOIN LATERAL (SELECT {values}) AS r
+        SELECT {key}, row_to_json(r.*)::text FROM {rows} CROSS JOIN LATERAL (SELECT {values}) AS r WHERE {listed}
     """).format(
-        key=key_json(table.key, _changed(table)),
-        first=column_name(table.key[0]),
-        changed=_listed(table, log_type, _from_log),
-        table=table_identifier(table),
-        joined=_joined(table),
+        key=key_json(table.key, _of_row(table)),
+        rows=SQL("{table} AS t" if len(table.key) == 1 else "{listed} AS changed, {table} AS t").format(
+            listed=_listed(table, log_type, _from_log), table=table_identifier(table)
+        ),
         values=wire_values(table.columns),
+        listed=_in_array(table.key[0]) if len(table.key) == 1 else _joined(table),
     )
 
 
 def gone(table: CapturedTable) -> Composed:
+    """Select the key, as JSON text, of those of the logged keys in parameters `k1`, … that have no row."""
+    return _gone(table, _listed(table, log_type, _from_log))
+
+
+def ghosts(table: CapturedTable) -> Composed:
     """Select the key, as JSON text, of those keys from the topic in parameters `k1`, … that have no row."""
+    return _gone(table, _listed(table, lambda _column: "text", _from_json))
+
+
+def _gone(table: CapturedTable, listed: Composed) -> Composed:
     return SQL("""
-        SELECT {key}, NULL::text FROM {changed} AS changed
+        SELECT {key}, NULL::text FROM {listed} AS changed
         WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {joined})
     """).format(
         key=key_json(table.key, _changed(table)),
-        changed=_listed(table, lambda _column: "text", _from_json),
+        listed=listed,
         table=table_identifier(table),
         joined=_joined(table),
     )
@@ -128,7 +143,7 @@ def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
 
     They come in key order; the bounds are texts as the key's JSON has them.
     """
-    keys = SQL(", ").join(SQL("t.{}").format(column_name(column)) for column in table.key)
+    keys = SQL(", ").join(_of_row(table))
     bounds = SQL(", ").join(
         _from_json(column, SQL("%(after_{})s::text").format(SQL(str(place))))
         for place, column in enumerate(table.key, 1)
@@ -137,7 +152,7 @@ def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
         SELECT {key}, row_to_json(r.*)::text FROM {table} AS t CROSS JOIN LATERAL (SELECT {values}) AS r
         {after} ORDER BY {keys} LIMIT %(most_rows)s
     """).format(
-        key=key_json(table.key, [SQL("t.{}").format(column_name(column)) for column in table.key]),
+        key=key_json(table.key, _of_row(table)),
         table=table_identifier(table),
         values=wire_values(table.columns),
         # One comparison of row values, which an index can answer.
@@ -200,6 +215,19 @@ def _from_json(column: Column, text: Composable) -> Composable:
     if column.type == "bytea":
         return SQL("decode({}, 'base64')::{}").format(text, SQL(doubled(column.cast)))
     return SQL("{}::{}").format(text, SQL(doubled(column.cast)))
+
+
+def _in_array(column: Column) -> Composed:
+    """Compare a key column with its array; the array is of what a domain is made from, which its index is of, too."""
+    return SQL("t.{} = ANY (%(k1)s::{}[]::{}[])").format(
+        column_name(column),
+        SQL(log_type(column)),
+        SQL("bigint" if log_type(column) == "bigint" else doubled(column.type)),
+    )
+
+
+def _of_row(table: CapturedTable) -> list[Composable]:
+    return [SQL("t.{}").format(column_name(column)) for column in table.key]
 
 
 def _changed(table: CapturedTable) -> list[Composable]:

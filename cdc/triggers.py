@@ -80,8 +80,6 @@ WHERE pg_snapshot_xmax(t.pruned_snapshot) > pg_snapshot_xmax(c.snapshot)
 """
 
 Snapshots = Mapping[TableName, str]
-Literals = Sequence[str | Sequence[str]]
-"""Keys as arrays, one a key column: an array literal, or a list of texts."""
 
 
 class Mark(StrEnum):
@@ -93,13 +91,24 @@ class Mark(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Keys:
+    """Distinct keys, `count` of them, as an array literal for each key column."""
+
+    count: int
+    literals: Sequence[str]
+
+
+NO_KEYS = Keys(0, ())
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a round found in one table's change log."""
 
     table: CapturedTable
     records: int
     marks: frozenset[Mark]
-    keys: Literals
+    keys: Keys
 
 
 @dataclass(slots=True)
@@ -126,24 +135,22 @@ class Round:
 class Drain:
     """The keys of a round that is too large for one page; they outlive the transaction that found them.
 
-    `snapshot` is the round's: with the last page everything up to it has been read. A page has at most `page_keys`.
+    `snapshot` is the round's: with the last page everything up to it has been read.
     """
 
-    def __init__(
-        self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, page_keys: int, where: str
-    ) -> None:
+    def __init__(self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
         self.found = found
         self.snapshot = snapshot
-        self.page_keys = page_keys
         self._cursor = cursor
         self._where = where
-        self._next: Literals | None = None
+        self._next: Keys | None = None
 
-    def peek(self) -> Literals | None:
+    def peek(self) -> Keys | None:
         """Return the next page of keys, the same until `advance`; None after the last."""
         if self._next is None:
             with translated(self._where):
-                self._next = self._cursor.fetchone()
+                row = self._cursor.fetchone()
+            self._next = Keys(row[-1], row[:-1]) if row else None
         return self._next
 
     def advance(self) -> None:
@@ -230,13 +237,16 @@ class TriggerSource:
         sql = self._render((table, "limit"), lambda: statements.limit_reached(table))
         return self._connection.execute(sql).fetchone() is not None
 
-    def images(self, round_: Round, table: CapturedTable, keys: Literals, *, most_rows: int) -> Page:
-        """Read the rows of logged `keys`, `most_rows` at most, in the round's snapshot; a row that is gone is None."""
-        rows: Sequence[KeyAndRow] = ()
-        is_cut = False
-        if keys and keys[0]:
-            sql = self._render((table, "images"), lambda: statements.images(table))
-            rows, is_cut = self._page_rows(sql, _arrays(keys), most_rows)
+    def images(self, round_: Round, table: CapturedTable, keys: Keys) -> Page:
+        """Read the rows of logged keys in the round's snapshot; a row that is gone is None."""
+        if not keys.count:
+            return Page(table.name, (), round_.read_at_ms, Op.UPSERT)
+        values = _arrays(keys.literals)
+        sql = self._render((table, "living"), lambda: statements.living(table))
+        rows, is_cut = self._page_rows(sql, values, keys.count)
+        if not is_cut and len(rows) < keys.count:
+            sql = self._render((table, "gone"), lambda: statements.gone(table))
+            rows = [*rows, *self._rows(sql, values)]
         return Page(table.name, rows, round_.read_at_ms, Op.UPSERT, is_cut)
 
     def drain(self, round_: Round, found: Found, previous: Snapshots, *, page_keys: int) -> Drain:
@@ -245,20 +255,20 @@ class TriggerSource:
         cursor.itersize = 1
         pages = statements.key_pages(found.table, page_keys=page_keys)
         cursor.execute(pages, {"snapshot": previous[found.table.name]})
-        return Drain(found, round_.snapshot, cursor, page_keys=page_keys, where=self._where)
+        return Drain(found, round_.snapshot, cursor, where=self._where)
 
-    def page(self, table: CapturedTable, keys: Literals, *, most_rows: int) -> Page | None:
-        """Read the rows of logged `keys` in a snapshot of their own; None while the table is locked."""
+    def page(self, table: CapturedTable, keys: Keys) -> Page | None:
+        """Read the rows of logged keys in a snapshot of their own; None while the table is locked."""
         with translated(self._where), self._reading((table,)) as readable:
-            return self.images(self._head(readable), table, keys, most_rows=most_rows) if readable else None
+            return self.images(self._head(readable), table, keys) if readable else None
 
-    def gone(self, table: CapturedTable, keys: Literals) -> Page | None:
-        """Return deletes of those keys from the topic that have no row; None while the table is locked."""
+    def ghosts(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> Page | None:
+        """Return deletes of those keys from the topic that have no row, a list a key column; None if it is locked."""
         with translated(self._where), self._reading((table,)) as readable:
             if not readable:
                 return None
             read_at_ms = self._head(readable).read_at_ms
-            sql = self._render((table, "gone"), lambda: statements.gone(table))
+            sql = self._render((table, "ghosts"), lambda: statements.ghosts(table))
             rows = self._rows(sql, _arrays(keys)) if keys else ()
         return Page(table.name, rows, read_at_ms, Op.DELETE)
 
@@ -332,7 +342,8 @@ class TriggerSource:
             if replaced:
                 raise CatalogChanged(f"{tables[number].name}: another table has its name now")
             if records:
-                yield Found(tables[number], records, frozenset(map(Mark, marks or ())), keys)
+                changed = Keys(int(keys[-1]), keys[:-1])
+                yield Found(tables[number], records, frozenset(map(Mark, marks or ())), changed)
 
     def _page_rows(
         self, statement: bytes, values: Mapping[str, object], most_rows: int
@@ -362,5 +373,5 @@ class TriggerSource:
         return self._sql[key]
 
 
-def _arrays(keys: Literals) -> dict[str, object]:
+def _arrays(keys: Sequence[str | Sequence[str]]) -> dict[str, object]:
     return {f"k{place}": array for place, array in enumerate(keys, 1)}

@@ -189,9 +189,7 @@ def _rounds(url: str, begun: threading.Event, seconds: float) -> list[tuple[date
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with source.round(tables, previous, lambda _table: 10_000) as round_:
-                pages = [
-                    source.images(round_, found.table, found.keys, most_rows=found.records) for found in round_.found
-                ]
+                pages = [source.images(round_, found.table, found.keys) for found in round_.found]
             previous = {TWEETS: round_.snapshot}
             rounds.append((round_.time, {key for page in pages for key, _ in page.changes}))
     return rounds

@@ -176,13 +176,13 @@ class Capture:
         )
         logged = self._connection.execute(logs).fetchall()
         keys = {f"k{place}": list(values) for place, values in enumerate(zip(*logged, strict=True), 1)}
-        return self._connection.execute(statements.images(captured), keys).fetchall()
+        return self._connection.execute(statements.living(captured), keys).fetchall()
 
     def not_found_again(self, table: str, key: str) -> Written:
         """Read what is wrong if a row's key is read back right: rows after it, though it is the last, and deletes."""
         columns = key_columns(table, {key.encode()})
         after = self._source.chunk(self._tables[table], tuple(texts[0] for texts in columns), most_rows=1000)
-        gone = self._source.gone(self._tables[table], columns)
+        gone = self._source.ghosts(self._tables[table], columns)
         assert after is not None
         assert gone is not None
         return _texts([*after.changes, *gone.changes])
