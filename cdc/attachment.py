@@ -12,6 +12,8 @@ from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.postgres import LockNotAvailable, translated
 
+Columns = tuple[str, ...]
+
 PATIENCE_SECONDS = 30.0
 """For how long a table's lock is asked for again and again, each time for `lock_timeout` only."""
 
@@ -19,7 +21,10 @@ _FIND = """
 SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s
 """
-_ATTACH = "SELECT cdc.attach(%(capture)s, %(table)s::oid::regclass, %(level)s, %(key)s::name[])"
+_ATTACH = """
+SELECT cdc.attach(%(capture)s, %(table)s::oid::regclass, %(level)s, %(key)s::name[], %(columns)s::name[],
+                  %(masks)s::name[])
+"""
 _DETACH = "SELECT cdc.detach(%(capture)s, %(schema)s, %(name)s)"
 
 
@@ -30,21 +35,31 @@ def attach(
     *,
     where: str,
     level: Level | None = None,
-    key: tuple[str, ...] | None = None,
+    key: Columns | None = None,
+    columns: Columns | None = None,
+    masks: Columns | None = None,
 ) -> bool:
     """Attach a table, by statement and primary key unless told otherwise; return False if it is attached already.
 
-    Raises ConfigurationError for a table that is missing or cannot be captured, for missing rights, and for another
-    level or key than it is attached with; LockNotAvailable if other transactions kept it locked.
+    With `columns` no other column leaves the database, and `masks` leave it as a keyed hash. Raises
+    ConfigurationError for a table that is missing or cannot be captured, for missing rights, and for other options
+    than it is attached with; LockNotAvailable if other transactions kept it locked.
     """
     with translated(where):
         found = connection.execute(_FIND, (table.schema, table.name)).fetchone()
         if found is None:
             raise ConfigurationError(f"{where}: there is no table {table}")
-        missing = missing_rights(connection, found[0], str(table), row_level=level is Level.ROW)
+        by_view = columns is not None or masks is not None
+        missing = missing_rights(connection, found[0], str(table), row_level=level is Level.ROW, by_view=by_view)
     if missing:
         raise ConfigurationError(complaint(where, str(table), missing))
-    values = {"capture": capture, "table": found[0], "level": level, "key": list(key) if key else None}
+    lists = {"key": key, "columns": columns, "masks": masks}
+    values = {
+        "capture": capture,
+        "table": found[0],
+        "level": level,
+        **{name: names and list(names) for name, names in lists.items()},
+    }
     try:
         return _patiently(lambda: _call(connection, _ATTACH, values, where))
     except pg.ObjectNotInPrerequisiteState as error:

@@ -1,7 +1,7 @@
 """`viewkeeper-cdc`: run the capture, attach tables to it and detach them, ask for snapshots, show the status."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
 import click
@@ -53,29 +53,48 @@ def run() -> None:
     help="triggers fire once a statement (the default) or a row",
 )
 @click.option("--key", metavar="a,b", help="columns of a unique index; the primary key when left out")
-def attach_tables(tables: tuple[str, ...], level: str | None, key: str | None) -> None:
+@click.option("--columns", metavar="a,b", help="no other column leaves the database; all of them when left out")
+@click.option("--masks", metavar="a,b", help="columns that leave it as a hash under VIEWKEEPER_CDC_MASK_KEY")
+def attach_tables(
+    tables: tuple[str, ...], *, level: str | None, key: str | None, columns: str | None, masks: str | None
+) -> None:
     """Attach TABLEs (name or schema.name) to the capture: triggers log their changes from now on.
 
     Without TABLE, attach those that VIEWKEEPER_CDC_TABLES names, as its file says.
     """
     with _source() as (settings, connection, where):
-        for table in _wanted(settings, tables, level, key):
-            new = attach(connection, settings.cdc_name, table.name, where=where, level=table.level, key=table.key)
+        lists = {"key": key, "columns": columns, "masks": masks}
+        for table in _wanted(settings, tables, level, lists):
+            new = attach(
+                connection,
+                settings.cdc_name,
+                table.name,
+                where=where,
+                level=table.level,
+                key=table.key,
+                columns=table.columns,
+                masks=table.masks,
+            )
             click.echo(f"{table.name}: {'attached' if new else 'was attached already'}")
 
 
 def _wanted(
-    settings: CaptureSettings, tables: tuple[str, ...], level: str | None, key: str | None
+    settings: CaptureSettings, tables: tuple[str, ...], level: str | None, lists: Mapping[str, str | None]
 ) -> tuple[TableOptions, ...]:
+    given = {name: names for name, names in lists.items() if names is not None}
     if tables:
         of_level = Level(level) if level else None
-        columns = tuple(column.strip() for column in key.split(",")) if key is not None else None
+        columns = {name: tuple(column.strip() for column in names.split(",")) for name, names in given.items()}
         try:
-            return tuple(TableOptions(name=TableName.parse(table), level=of_level, key=columns) for table in tables)
+            return tuple(TableOptions(name=TableName.parse(table), level=of_level, **columns) for table in tables)
         except ValidationError as error:
-            raise click.UsageError(f"--key {key} is wrong; accepted are column names, each once: a,b") from error
-    if level or key:
-        raise click.UsageError("--level and --key go with a TABLE; write them into the file for its tables")
+            wrong = str(error.errors()[0]["loc"][0])
+            raise click.UsageError(
+                f"--{wrong} {lists[wrong]} is wrong; accepted are column names, each once: a,b"
+            ) from error
+    if level or given:
+        options = ", ".join(f"--{name}" for name in ("level", *lists))
+        raise click.UsageError(f"{options} go with a TABLE; write them into the file for its tables")
     wanted = table_options(settings.cdc_tables)
     if not wanted:
         raise click.UsageError("name a TABLE, or set VIEWKEEPER_CDC_TABLES to tables or to a .toml file of them")

@@ -14,6 +14,7 @@ from cdc.cursors import read_cursors
 from cdc.errors import CatalogChanged
 from cdc.housekeeping import Housekeeping
 from cdc.lease import Lease
+from cdc.masks import mask_session
 from cdc.publisher import Publisher
 from cdc.reading import Reader
 from cdc.statements import PARTS
@@ -44,7 +45,9 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
     health.not_ready("connecting")
     name = f"viewkeeper-cdc {settings.cdc_name}"
     with (
-        closing(connect(settings.source_url, name=name, settings=SESSION)) as reading,
+        closing(
+            connect(settings.source_url, name=name, settings=SESSION | mask_session(settings.cdc_mask_key))
+        ) as reading,
         closing(connect(settings.source_url, name=f"{name} mark", settings=SESSION)) as marking,
         # Not the mark's, which the lease's thread uses in between.
         closing(connect(settings.source_url, name=f"{name} tidy", settings=SESSION)) as tidying,

@@ -8,7 +8,8 @@ from cdc.tables import CapturedTable
 
 FINGERPRINTS_SQL = """
 WITH RECURSIVE wanted AS (
-    SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(levels)s::text[]) AS w (attachment, root, level)
+    SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(rows_oids)s::oid[], %(levels)s::text[])
+        AS w (attachment, root, rows, level)
 ), tree AS (
     SELECT attachment, root AS oid FROM wanted
     UNION ALL
@@ -60,7 +61,10 @@ WITH RECURSIVE wanted AS (
         WHERE g.tgrelid = c.oid AND starts_with(g.tgname, 'viewkeeper_' || t.attachment || '_')) AS g ON true
     GROUP BY t.attachment
 )
-SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text, r.triggers)), md5(r.files),
+SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text, r.triggers,
+           -- Another view of the columns that may leave, or another key of their masks.
+           (SELECT concat_ws(' ', v.xmin, current_setting('viewkeeper.mask_outer', true))
+            FROM pg_catalog.pg_rewrite v WHERE v.ev_class = w.rows AND w.rows <> w.root))), md5(r.files),
        CASE WHEN NOT r.permanent
             THEN 'is unlogged now: a crash would empty it without a trace; ALTER TABLE … SET LOGGED brings it back'
             WHEN r.subscribed AND w.level = 'statement'
@@ -94,5 +98,6 @@ def parameters(tables: Sequence[CapturedTable]) -> dict[str, object]:
     return {
         "attachments": [table.attachment for table in tables],
         "oids": [table.oid for table in tables],
+        "rows_oids": [table.rows_oid for table in tables],
         "levels": [table.level for table in tables],
     }

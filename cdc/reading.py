@@ -13,6 +13,7 @@ from cdc.change import Page, Unit
 from cdc.cursor import Cursor, TableCursor
 from cdc.errors import CaptureError
 from cdc.fingerprints import Seen
+from cdc.masks import demand_key
 from cdc.progress import Phase, phase
 from cdc.sweep import KeyReader, key_columns
 from cdc.tables import CapturedTable, Kind, selected
@@ -93,6 +94,7 @@ class Reader:
         requests = self._source.requests()
         known = {table.attachment for table in self.tables}
         wanted = selected(attached, self._settings.cdc_tables)
+        demand_key(wanted, self._settings.cdc_mask_key)
         for table in wanted:
             name = str(table.name)
             entry = entries.get(name)

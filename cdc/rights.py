@@ -28,7 +28,7 @@ WITH target AS (
            format('USAGE on schema %%I for role %%I, which reads the rows', t.relnamespace::regnamespace,
                   pg_get_userbyid(o.reader)) FROM target t, ours o
     UNION ALL
-    SELECT 3, has_table_privilege(o.reader, t.oid, 'SELECT'),
+    SELECT 3, %(by_view)s OR has_table_privilege(o.reader, t.oid, 'SELECT'),
            format('SELECT on %%s for role %%I, which reads the rows', %(name)s::text, pg_get_userbyid(o.reader))
     FROM target t, ours o
     UNION ALL
@@ -55,9 +55,15 @@ _WITHOUT = (
 )
 
 
-def missing_rights(connection: psycopg.Connection, table_oid: int, name: str, *, row_level: bool) -> list[str]:
-    """Return what the session's role lacks for attaching a table, each in words; empty if nothing is missing."""
-    rows = connection.execute(_MISSING, {"table": table_oid, "name": name, "row_level": row_level})
+def missing_rights(
+    connection: psycopg.Connection, table_oid: int, name: str, *, row_level: bool, by_view: bool
+) -> list[str]:
+    """Return what the session's role lacks for attaching a table, each in words; empty if nothing is missing.
+
+    `by_view` says that the rows are read from a view of ours, which the role that captures is granted.
+    """
+    values = {"table": table_oid, "name": name, "row_level": row_level, "by_view": by_view}
+    rows = connection.execute(_MISSING, values)
     return [what for (what,) in rows]
 
 

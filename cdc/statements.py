@@ -20,8 +20,14 @@ def log_name(table: CapturedTable, part: int) -> Identifier:
     return Identifier("cdc", f"log_{table.attachment}_{part}")
 
 
-def table_identifier(table: CapturedTable) -> Identifier:
-    """Name a captured table."""
+def rows_name(table: CapturedTable) -> Identifier:
+    """Name what a table's rows are read from: the table, or the view of the columns that may leave the database."""
+    if table.rows_oid == table.oid:
+        return _table_name(table)
+    return Identifier("cdc", f"rows_{table.attachment}")
+
+
+def _table_name(table: CapturedTable) -> Identifier:
     return Identifier(table.name.schema, table.name.name)
 
 
@@ -31,7 +37,7 @@ def lock(tables: Iterable[CapturedTable]) -> Composed:
     The locks come before the first query, since that fixes the snapshot: a table that is being rewritten would read
     as empty under an older one.
     """
-    names = [name for table in tables for name in (table_identifier(table), *(log_name(table, part) for part in PARTS))]
+    names = [name for table in tables for name in (rows_name(table), *(log_name(table, part) for part in PARTS))]
     return SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {} IN ACCESS SHARE MODE").format(
         SQL(", ").join(names)
     )
@@ -68,7 +74,7 @@ def probe(tables: Sequence[CapturedTable], most_records: Sequence[int]) -> Compo
             select.format(
                 records=_records(table, snapshot),
                 marks=_records(table, snapshot, SQL("AND mark IS NOT NULL")),
-                identity=SQL("to_regclass({})::oid").format(Literal(table_identifier(table).as_string())),
+                identity=SQL("to_regclass({})::oid").format(Literal(_table_name(table).as_string())),
                 oid=Literal(table.oid),
                 limit=Literal(most + 1),
                 number=Literal(number),
@@ -109,7 +115,7 @@ def living(table: CapturedTable) -> Composed:
     """).format(
         key=key_json(table.key, _of_row(table)),
         rows=SQL("{table} AS t" if len(table.key) == 1 else "{listed} AS changed, {table} AS t").format(
-            listed=_listed(table, log_type, _from_log), table=table_identifier(table)
+            listed=_listed(table, log_type, _from_log), table=rows_name(table)
         ),
         values=wire_values(table.columns),
         listed=_in_array(table.key[0]) if len(table.key) == 1 else _joined(table),
@@ -133,7 +139,7 @@ def _gone(table: CapturedTable, listed: Composed) -> Composed:
     """).format(
         key=key_json(table.key, _changed(table)),
         listed=listed,
-        table=table_identifier(table),
+        table=rows_name(table),
         joined=_joined(table),
     )
 
@@ -153,7 +159,7 @@ def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
         {after} ORDER BY {keys} LIMIT %(most_rows)s
     """).format(
         key=key_json(table.key, _of_row(table)),
-        table=table_identifier(table),
+        table=rows_name(table),
         values=wire_values(table.columns),
         # One comparison of row values, which an index can answer.
         after=SQL("WHERE ({}) > ({})").format(keys, bounds) if resumed else SQL(""),

@@ -4,6 +4,8 @@
 name = "public.tweets"
 level = "row"        # or "statement", which it is when left out
 key = ["tweet_id"]   # the primary key when left out
+columns = ["tweet_id", "text", "email"]   # no other one leaves the database; all of them when left out
+masks = ["email"]    # these leave it as a keyed hash
 """
 
 import tomllib
@@ -23,6 +25,8 @@ _ACCEPTED = {
     "name": "a table's name, name or schema.name",
     "level": "statement or row",
     "key": "a list of at least one column name, each once",
+    "columns": "a list of at least one column name, each once",
+    "masks": "a list of at least one column name, each once",
 }
 
 
@@ -34,13 +38,15 @@ class Level(StrEnum):
 
 
 class TableOptions(BaseModel):
-    """How one table is attached. `level` and `key` are None where nothing is said of them."""
+    """How one table is attached; what is None, nothing is said of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: TableName
     level: Level | None = Field(default=None, strict=False)
     key: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
+    masks: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
 
     @field_validator("name", mode="before")
     @classmethod
@@ -52,7 +58,7 @@ class TableOptions(BaseModel):
         except WireError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator("key")
+    @field_validator("key", "columns", "masks")
     @classmethod
     def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (len(set(value)) < len(value) or not all(value)):

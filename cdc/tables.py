@@ -14,7 +14,8 @@ from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
 
 TABLES_SQL = """
-SELECT t.id AS attachment, t.table_oid AS oid, t.table_schema AS schema, t.table_name AS name, t.kind, t.level,
+SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT NULL AS is_masked,
+       t.table_schema AS schema, t.table_name AS name, t.kind, t.level,
        t.key_columns, c.oid IS NOT NULL AS exists,
        coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_names,
        coalesce(array_agg(CASE n.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(base.oid, NULL)
@@ -33,7 +34,11 @@ FROM cdc.captured_table t
 LEFT JOIN pg_catalog.pg_class c
        ON c.oid = t.table_oid AND c.relname = t.table_name AND c.relnamespace = (
            SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = t.table_schema)
-LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+-- Only what the view shows, of a table with a list of columns: where the view is gone, there is nothing to read.
+LEFT JOIN pg_catalog.pg_class r
+       ON CASE WHEN coalesce(t.listed, t.masks) IS NULL THEN r.oid = c.oid
+               ELSE r.oid = to_regclass(format('cdc.rows_%%s', t.id)) END
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
 -- A domain is written as the type that it is made from, over however many domains, inside arrays too.
 LEFT JOIN LATERAL (
     WITH RECURSIVE made_from AS (
@@ -50,7 +55,7 @@ LEFT JOIN pg_catalog.pg_namespace n ON n.oid = base.typnamespace
 LEFT JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_namespace o ON o.oid = own.typnamespace
 WHERE t.capture = %(capture)s
-GROUP BY t.id, c.oid
+GROUP BY t.id, c.oid, r.oid
 ORDER BY t.id
 """
 
@@ -77,10 +82,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class CapturedTable:
-    """A captured table as it is now. `attachment` numbers its change log and is never used again."""
+    """A captured table as it is now. `attachment` numbers its change log and is never used again.
+
+    `rows_oid` is what its rows are read from: the table itself, or our view of the columns that may leave.
+    """
 
     attachment: int
     oid: int
+    rows_oid: int
+    is_masked: bool
     name: TableName
     kind: Kind
     level: Level
@@ -92,6 +102,8 @@ class CapturedTable:
 class _Record:
     attachment: int
     oid: int
+    rows_oid: int | None
+    is_masked: bool
     schema: str
     name: str
     kind: str
@@ -110,13 +122,28 @@ class _Record:
         )
         types = {column.name: column for column in columns}
         missing = [column for column in self.key_columns if column not in types]
-        if not self.exists or missing:
+        if self.exists and self.rows_oid is None:
+            raise CaptureError(
+                f"{name}: the view cdc.rows_{self.attachment}, which shows the columns that may leave the database, is "
+                f"gone; run: viewkeeper-cdc detach {name}, attach it anew, run: viewkeeper-cdc snapshot {name}"
+            )
+        if not self.exists or self.rows_oid is None or missing:
             gone = f"its key column {missing[0]}" if self.exists else "the table"
             raise CaptureError(f"{name}: {gone} was dropped or renamed; {_steps(name)}")
         if self.retyped:
             raise CaptureError(f"{name}: its key column {self.retyped[0]} was changed in type; {_steps(name)}")
         key = tuple(types[column] for column in self.key_columns)
-        return CapturedTable(self.attachment, self.oid, name, Kind(self.kind), Level(self.level), key, columns)
+        return CapturedTable(
+            attachment=self.attachment,
+            oid=self.oid,
+            rows_oid=self.rows_oid,
+            is_masked=self.is_masked,
+            name=name,
+            kind=Kind(self.kind),
+            level=Level(self.level),
+            key=key,
+            columns=columns,
+        )
 
 
 def _steps(name: TableName) -> str:

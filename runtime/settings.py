@@ -137,6 +137,9 @@ class CaptureSettings(SourceSettings):
     cdc_tables: str = Field(
         "", description="tables to capture, schema.table,… or a path that ends in .toml; what is attached when unset"
     )
+    cdc_mask_key: str | None = Field(
+        None, min_length=16, repr=False, description="the secret under which masked columns are hashed"
+    )
 
 
 class StatusSettings(KafkaSettings, CaptureSettings):

@@ -172,7 +172,7 @@ def test_a_captured_table_knows_its_key_and_its_types(logged: Logged) -> None:
         Column("r", "int4range", "int4range"),
         Column("s", "character varying", "character varying"),
     )
-    assert table == CapturedTable(log, row[0], ODD, Kind.TABLE, Level.ROW, (a, m), columns)
+    assert table == CapturedTable(log, row[0], row[0], False, ODD, Kind.TABLE, Level.ROW, (a, m), columns)
     found = logged.session.execute("SELECT key_types FROM cdc.captured_table").fetchone()
     assert found == (["bigint", "text"],)
 
@@ -243,7 +243,7 @@ def test_a_tables_owner_attaches_it_once_nothing_is_missing(logged: Logged, sour
             session.execute("CREATE TABLE theirs.t (id integer PRIMARY KEY)")
             oid = session.execute("SELECT 'theirs.t'::regclass::oid").fetchone()
             assert oid is not None
-            assert missing_rights(session, oid[0], "theirs.t", row_level=level is Level.ROW) == [
+            assert missing_rights(session, oid[0], "theirs.t", row_level=level is Level.ROW, by_view=False) == [
                 f"USAGE on schema theirs for role {captor}, which reads the rows",
                 f"SELECT on theirs.t for role {captor}, which reads the rows",
             ]

@@ -86,7 +86,7 @@ def test_attach_without_a_table_takes_those_of_the_file(source_url: str, daemon:
     ("arguments", "complaint"),
     [
         ((), "name a TABLE, or set VIEWKEEPER_CDC_TABLES"),
-        (("--level", "row"), "--level and --key go with a TABLE"),
+        (("--level", "row"), "--level, --key, --columns, --masks go with a TABLE"),
         (("users", "--key", "a,,b"), "--key a,,b is wrong; accepted are column names, each once: a,b"),
         (("users", "--level", "rows"), "'rows' is not one of 'statement', 'row'"),
     ],

@@ -55,7 +55,7 @@ def test_times_of_every_age_come_back_as_they_were(postgres: PostgresServer) -> 
     instant = "timestamp with time zone"
     key, at = SourceColumn("id", "bigint", "bigint"), SourceColumn("at", instant, instant)
     name = TableName("pg_temp", "ages")
-    table = CapturedTable(1, 0, name, Kind.TABLE, Level.STATEMENT, key=(key,), columns=(key, at))
+    table = CapturedTable(1, 0, 0, False, name, Kind.TABLE, Level.STATEMENT, key=(key,), columns=(key, at))
     row = Row("pg_temp.ages", (Column("id", ColumnType.BIGINT), Column("at", ColumnType.TIMESTAMPTZ)))
     view = View("ages", "id", row, (), Resource("/ages/{id}", ()))
     times = dict(enumerate([*TIMES, *LATER_TIMES]))

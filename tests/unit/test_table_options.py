@@ -22,10 +22,13 @@ def test_a_list_names_tables_and_says_nothing_of_them() -> None:
     assert table_options(" ") == ()
 
 
-def test_a_file_says_level_and_key(file: Path) -> None:
-    file.write_text('[[table]]\nname = "a"\n[[table]]\nname = "odd.b"\nlevel = "row"\nkey = ["x", "y"]\n')
+def test_a_file_says_all_options(file: Path) -> None:
+    file.write_text(
+        '[[table]]\nname = "a"\ncolumns = ["x", "y"]\nmasks = ["y"]\n'
+        '[[table]]\nname = "odd.b"\nlevel = "row"\nkey = ["x", "y"]\n'
+    )
     assert table_options(str(file)) == (
-        TableOptions(name=TableName("public", "a")),
+        TableOptions(name=TableName("public", "a"), columns=("x", "y"), masks=("y",)),
         TableOptions(name=TableName("odd", "b"), level=Level.ROW, key=("x", "y")),
     )
 

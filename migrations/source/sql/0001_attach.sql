@@ -2,11 +2,13 @@
 -- if it is attached already. CREATE TRIGGER's lock waits for open writers, so that the first snapshot taken after this
 -- transaction's commit misses nothing.
 CREATE FUNCTION cdc.attach(
-    capture_name text, target regclass, wanted_level text DEFAULT NULL, wanted_key name[] DEFAULT NULL) RETURNS boolean
+    capture_name text, target regclass, wanted_level text DEFAULT NULL, wanted_key name[] DEFAULT NULL,
+    listed name[] DEFAULT NULL, masks name[] DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     level text := coalesce(wanted_level, 'statement');
-    refused text := cdc.refusal(target, level, wanted_key);
+    refused text := coalesce(cdc.refusal(target, level, wanted_key),
+                             cdc.columns_refusal(target, wanted_key, listed, masks));
     relation record;
     attached integer;
 BEGIN
@@ -17,7 +19,8 @@ BEGIN
     INTO relation
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = target;
-    IF cdc.is_attached(capture_name, target, relation.schema_name, relation.name, wanted_level, wanted_key) THEN
+    IF cdc.is_attached(
+        capture_name, target, relation.schema_name, relation.name, wanted_level, wanted_key, listed, masks) THEN
         RETURN false;
     END IF;
     IF refused IS NOT NULL THEN
@@ -27,13 +30,17 @@ BEGIN
 
     INSERT INTO cdc.capture (name) VALUES (capture_name) ON CONFLICT DO NOTHING;
     INSERT INTO cdc.captured_table
-        (capture, table_oid, table_schema, table_name, kind, level, key_columns, key_types, key_type_oids)
-    SELECT capture_name, target, relation.schema_name, relation.name, cdc.kind_of(target), level,
+        (capture, table_oid, table_schema, table_name, kind, level, listed, masks,
+         key_columns, key_types, key_type_oids)
+    SELECT capture_name, target, relation.schema_name, relation.name, cdc.kind_of(target), level, listed, masks,
            array_agg(k.column_name ORDER BY k.place), array_agg(k.log_type ORDER BY k.place),
            array_agg(k.type_oid ORDER BY k.place)
     FROM cdc.key_of(target, wanted_key) k
     RETURNING id INTO attached;
     PERFORM cdc.create_log(attached, target, wanted_key, relation.log_role);
+    IF listed IS NOT NULL OR masks IS NOT NULL THEN
+        PERFORM cdc.create_rows(attached, target, listed, masks);
+    END IF;
     IF cdc.kind_of(target) <> 'view' THEN
         PERFORM cdc.create_log_functions(attached, target, wanted_key, level, relation.log_role);
         EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', target);
@@ -45,8 +52,8 @@ $$;
 
 -- Whether a relation is attached as wanted; raises an error if it is attached otherwise.
 CREATE FUNCTION cdc.is_attached(
-    capture_name text, target regclass, schema_name name, relation_name name, wanted_level text, wanted_key name[])
-RETURNS boolean
+    capture_name text, target regclass, schema_name name, relation_name name, wanted_level text, wanted_key name[],
+    wanted_listed name[], wanted_masks name[]) RETURNS boolean
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     known cdc.captured_table;
@@ -66,6 +73,16 @@ BEGIN
         RAISE EXCEPTION 'table %.% is attached with level % and key %; to change that, detach it and attach it anew '
                         '(after a change of its key, delete its topic in between)',
                         schema_name, relation_name, known.level, array_to_string(known.key_columns, ',')
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF NOT (coalesce(known.listed, '{}') @> coalesce(wanted_listed, known.listed, '{}')
+            AND coalesce(known.listed, '{}') <@ coalesce(wanted_listed, known.listed, '{}')
+            AND coalesce(known.masks, '{}') @> coalesce(wanted_masks, known.masks, '{}')
+            AND coalesce(known.masks, '{}') <@ coalesce(wanted_masks, known.masks, '{}')) THEN
+        RAISE EXCEPTION 'table %.% is attached with columns % and masks %; to change that, detach it, attach it anew, '
+                        'and ask for a snapshot of it', schema_name, relation_name,
+                        coalesce(array_to_string(known.listed, ','), '(all)'),
+                        coalesce(array_to_string(known.masks, ','), '(none)')
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     RETURN true;
@@ -164,6 +181,7 @@ BEGIN
     FOREACH operation IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
         EXECUTE format('DROP FUNCTION IF EXISTS cdc.log_%s_%s()', attached, operation);
     END LOOP;
+    EXECUTE format('DROP VIEW IF EXISTS cdc.rows_%s', attached);
     EXECUTE format('DROP TABLE cdc.log_%1$s_0, cdc.log_%1$s_1', attached);
     RETURN true;
 END

@@ -18,6 +18,9 @@ CREATE TABLE cdc.captured_table (
     table_name name NOT NULL,
     kind text NOT NULL CHECK (kind IN ('table', 'partitioned', 'view')),
     level text NOT NULL CHECK (level IN ('statement', 'row')),
+    -- The columns that may leave the database, all where it is NULL, and those of them that leave it as a keyed hash.
+    listed name[],
+    masks name[],
     key_columns name[] NOT NULL,
     -- The type of each key column in the change log: bigint for all integers, text for everything else.
     key_types text[] NOT NULL,

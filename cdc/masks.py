@@ -1,0 +1,34 @@
+"""Masked columns: they leave the source as HMAC-SHA256 (RFC 2104) of their text, under a key that the source never has.
+
+The view that such a table's rows are read from hashes with the key's two pads, which the reading session sets.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from cdc.tables import CapturedTable
+from runtime.errors import ConfigurationError
+
+_BLOCK_BYTES = 64
+
+
+def mask_session(key: str | None) -> dict[str, str]:
+    """Return the session's settings for a key, none without one: the two pads of RFC 2104, in hex."""
+    if key is None:
+        return {}
+    secret = key.encode()
+    block = (hashlib.sha256(secret).digest() if len(secret) > _BLOCK_BYTES else secret).ljust(_BLOCK_BYTES, b"\0")
+    return {
+        "viewkeeper.mask_inner": bytes(byte ^ 0x36 for byte in block).hex(),
+        "viewkeeper.mask_outer": bytes(byte ^ 0x5C for byte in block).hex(),
+    }
+
+
+def demand_key(tables: Iterable[CapturedTable], key: str | None) -> None:
+    """Raise ConfigurationError if a table has masks and there is no key."""
+    masked = [str(table.name) for table in tables if table.is_masked]
+    if masked and key is None:
+        raise ConfigurationError(
+            f"VIEWKEEPER_CDC_MASK_KEY is not set, and {', '.join(masked)} has masked columns: set it, best by "
+            "VIEWKEEPER_CDC_MASK_KEY_FILE, to a secret of 16 characters or more, the same one each time"
+        )
