@@ -1,4 +1,4 @@
-"""`make bench-capture`: snapshot and catch-up against plain reading, live latency, and what writers pay.
+"""`make bench-capture`: snapshot and catch-up against plain reading, live latency, an idle capture, what writers pay.
 
 The processes measured are real: `viewkeeper-cdc run` on a table of about 200 bytes a row, six partitions. With
 PEER=debezium Debezium's connector does the same on the same servers, in turn with it.
@@ -16,6 +16,7 @@ from tests.bench.command import rate_option, run_bench, say, scale_option
 from tests.bench.figures import USUAL_RATE, Figures, at_rate, report
 from tests.bench.live_latency import live_load
 from tests.bench.percentiles import ratio_of_medians
+from tests.bench.processes import cores
 from tests.bench.sample_rows import TABLE, create_table, insert_rows
 from tests.bench.writer_cost import writer_cost
 
@@ -24,6 +25,8 @@ ROUNDS = 3
 LIVE_SECONDS = 60.0
 LEAST_LIVE_SECONDS = 8.0
 LOW_RATE = 200
+IDLE_SECONDS = 20.0
+LEAST_IDLE_SECONDS = 5.0
 TEMPLATE = "filled"
 PEERS = ("debezium",)
 
@@ -89,7 +92,7 @@ def _ratio_to_read(phases: list[Phase]) -> float:
 
 
 def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
-    """Measure live latency at `rate` and at the low rate, with one capture that has finished its snapshot."""
+    """Measure what one capture that has finished its snapshot uses at rest, then live latency at both rates."""
     database = "live"
     stack.create_database(database, template=TEMPLATE)
     pipeline = stack.pipeline(source=database, view=database, topic_prefix=database)
@@ -99,6 +102,9 @@ def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
     with pipeline.daemon("cdc.cli", "run") as capture:
         capture.wait_for_event("snapshot_complete", timeout_seconds=600.0)
         stack.settle()
+        idle_seconds = max(IDLE_SECONDS * scale, LEAST_IDLE_SECONDS)
+        say(f"nothing to capture for {idle_seconds:g} s")
+        figures["idle_cores"] = cores(capture.process.pid, seconds=idle_seconds)
         for changes_per_second in dict.fromkeys((rate, LOW_RATE)):
             say(f"live latency at {changes_per_second:,} changes/s for {seconds:g} s")
             pid = capture.process.pid

@@ -13,6 +13,9 @@ from tests.bench.errors import BenchError
 USUAL_RATE = 1_000
 """Changes a second to which figures without a suffix belong."""
 
+LARGE_ROWS = (1_000, 10_000, 100_000, 1_000_000)
+"""Rows of one transaction, at SCALE=1."""
+
 Figures = dict[str, float]
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -26,6 +29,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "latency_p95_seconds",
         "latency_max_seconds",
         "latency_p95_seconds_at_200",
+        "idle_cores",
         "writer_single_ratio",
         "writer_bulk_slowdown",
     ),
@@ -48,6 +52,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "ratio_to_hello",
         "ratio_to_pooled",
     ),
+    "large": tuple(f"{what}_{rows}" for rows in LARGE_ROWS for what in ("covered_seconds", "other_freshness_seconds")),
     "freshness": ("p50_seconds", "p95_seconds", "p99_seconds", "max_seconds", "p95_seconds_at_200"),
 }
 """The figures that each benchmark always gives, as other programs read them; more may stand beside them."""

@@ -121,6 +121,13 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
+def cores(pid: int, *, seconds: float) -> float:
+    """Return the cores that a process and its descendants use, over so many seconds from now on."""
+    began_at, cpu_began = time.monotonic(), cpu_seconds(pid)
+    time.sleep(seconds)
+    return (cpu_seconds(pid) - cpu_began) / (time.monotonic() - began_at)
+
+
 def peak_rss_bytes(pid: int) -> int:
     """Return the largest memory that a process ever had resident, summed over it and its living descendants.
 

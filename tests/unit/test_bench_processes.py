@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.bench.errors import BenchError
-from tests.bench.processes import cpu_seconds, daemon, peak_rss_bytes
+from tests.bench.processes import cores, cpu_seconds, daemon, peak_rss_bytes
 
 BURN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
 SAY_AND_WAIT = (
@@ -27,6 +27,17 @@ def test_cpu_of_children_that_have_ended_counts() -> None:
     subprocess.run([sys.executable, "-c", BURN], check=True)
 
     assert cpu_seconds(os.getpid()) - before >= 0.28
+
+
+@pytest.mark.parametrize(("work", "busy"), [("while True: pass", True), ("import time; time.sleep(30)", False)])
+def test_cores_tell_a_busy_process_from_one_at_rest(work: str, *, busy: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", f"print(flush=True)\n{work}"], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert (cores(process.pid, seconds=0.5) > 0.1) == busy
+        finally:
+            process.kill()
 
 
 def test_the_peak_stays_after_memory_was_given_back() -> None:
