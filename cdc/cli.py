@@ -1,18 +1,18 @@
 """`viewkeeper-cdc`: run the capture, attach tables to it and detach them, ask for snapshots, show the status."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 import click
-import msgspec
 import psycopg
 from pydantic import ValidationError
 from rich.console import Console
 
 from cdc.attachment import attach, detach
 from cdc.daemon import run_session
-from cdc.requests import follow, request_snapshots
+from cdc.documents import Attachment, Attachments, RequestedSnapshot, RequestedSnapshots
+from cdc.requests import SnapshotRequest, follow, request_snapshots
 from cdc.snapshot_screen import show
 from cdc.status import read_status
 from cdc.status_source import STATUS_SESSION, StatusSource
@@ -22,13 +22,15 @@ from cdc.tables import check_source
 from cdc.triggers import SESSION
 from cdc.watching import CursorTail, LeaderWatch
 from cdc.wire import TableName
-from runtime.cli import run_command, settings_epilog, start
+from runtime.cli import print_json, run_command, settings_epilog, start
 from runtime.daemon import keep_running
 from runtime.health import Health, health_listener
 from runtime.kafka import admin
 from runtime.postgres import connect, describe, translated
 from runtime.settings import CaptureSettings, CdcSettings, StatusSettings
 from runtime.stop import stop_on_signals
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
@@ -55,16 +57,23 @@ def run() -> None:
 @click.option("--key", metavar="a,b", help="columns of a unique index; the primary key when left out")
 @click.option("--columns", metavar="a,b", help="no other column leaves the database; all of them when left out")
 @click.option("--masks", metavar="a,b", help="columns that leave it as a hash under VIEWKEEPER_CDC_MASK_KEY")
+@_json_option
 def attach_tables(
-    tables: tuple[str, ...], *, level: str | None, key: str | None, columns: str | None, masks: str | None
+    tables: tuple[str, ...],
+    *,
+    level: str | None,
+    key: str | None,
+    columns: str | None,
+    masks: str | None,
+    as_json: bool,
 ) -> None:
     """Attach TABLEs (name or schema.name) to the capture: triggers log their changes from now on.
 
     Without TABLE, attach those that VIEWKEEPER_CDC_TABLES names, as its file says.
     """
     with _source() as (settings, connection, where):
-        lists = {"key": key, "columns": columns, "masks": masks}
-        for table in _wanted(settings, tables, level, lists):
+        done = []
+        for table in _wanted(settings, tables, level, {"key": key, "columns": columns, "masks": masks}):
             new = attach(
                 connection,
                 settings.cdc_name,
@@ -75,7 +84,11 @@ def attach_tables(
                 columns=table.columns,
                 masks=table.masks,
             )
-            click.echo(f"{table.name}: {'attached' if new else 'was attached already'}")
+            done.append(Attachment(table=str(table.name), was_attached=not new))
+            if not as_json:
+                click.echo(f"{table.name}: {'attached' if new else 'was attached already'}")
+        if as_json:
+            print_json(Attachments(capture=settings.cdc_name, tables=tuple(done)))
 
 
 def _wanted(
@@ -103,12 +116,18 @@ def _wanted(
 
 @commands.command("detach", epilog=settings_epilog(CaptureSettings))
 @click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
-def detach_tables(tables: tuple[str, ...]) -> None:
+@_json_option
+def detach_tables(tables: tuple[str, ...], *, as_json: bool) -> None:
     """Detach TABLEs from the capture: their triggers and change logs go, their topics stay as they are."""
     with _source() as (settings, connection, where):
+        done = []
         for table in map(TableName.parse, tables):
             known = detach(connection, settings.cdc_name, table, where=where)
-            click.echo(f"{table}: {'detached' if known else 'was not attached'}")
+            done.append(Attachment(table=str(table), was_attached=known))
+            if not as_json:
+                click.echo(f"{table}: {'detached' if known else 'was not attached'}")
+        if as_json:
+            print_json(Attachments(capture=settings.cdc_name, tables=tuple(done)))
 
 
 @contextmanager
@@ -128,35 +147,55 @@ def _source() -> Iterator[tuple[CaptureSettings, psycopg.Connection, str]]:
     default=None,
     help="Show the progress until all topics equal their tables; the default on a terminal.",
 )
-def snapshot(tables: tuple[str, ...], *, wait: bool | None) -> None:
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object, after the wait if there is one; progress goes to standard error then.",
+)
+def snapshot(tables: tuple[str, ...], *, wait: bool | None, as_json: bool) -> None:
     """Ask the running capture to read TABLEs anew, and to delete from their topics what is gone.
 
     Nothing is published by this command. A request stands until the capture begins with it, Ctrl-C or not.
     """
     settings = start(StatusSettings)
     names = [TableName.parse(table) for table in tables]
+    wait = sys.stdout.isatty() if wait is None else wait
     where = describe(settings.source_url)
     with closing(connect(settings.source_url, name="viewkeeper-cdc snapshot", settings=STATUS_SESSION)) as connection:
         with translated(where):
             check_source(connection, where)
         requests = request_snapshots(connection, settings.cdc_name, names, where=where)
         for request in requests:
-            click.echo(f"{request.table}: a snapshot is requested")
-        if not (sys.stdout.isatty() if wait is None else wait):
-            return
-        source = StatusSource(connection, settings.cdc_name, where=where)
-        leader = LeaderWatch(connection, settings.cdc_name, where=where)
-        client = admin(settings, name="viewkeeper-cdc-snapshot")
-        try:
-            with CursorTail(client, settings, settings.cdc_name) as tail:
-                show(follow(requests, source, leader, tail))
-        except KeyboardInterrupt:
-            click.echo("not waited for; the requests stand, see: viewkeeper-cdc status", err=True)
-            raise click.Abort from None
+            click.echo(f"{request.table}: a snapshot is requested", err=as_json)
+        if wait:
+            _wait_for(requests, settings, connection, where, on_stderr=as_json)
+    if as_json:
+        requested = tuple(RequestedSnapshot(id=request.id, table=str(request.table)) for request in requests)
+        print_json(RequestedSnapshots(capture=settings.cdc_name, requests=requested, complete=wait))
+
+
+def _wait_for(
+    requests: Sequence[SnapshotRequest],
+    settings: StatusSettings,
+    connection: psycopg.Connection,
+    where: str,
+    *,
+    on_stderr: bool,
+) -> None:
+    source = StatusSource(connection, settings.cdc_name, where=where)
+    leader = LeaderWatch(connection, settings.cdc_name, where=where)
+    client = admin(settings, name="viewkeeper-cdc-snapshot")
+    try:
+        with CursorTail(client, settings, settings.cdc_name) as tail:
+            show(follow(requests, source, leader, tail), on_stderr=on_stderr)
+    except KeyboardInterrupt:
+        click.echo("not waited for; the requests stand, see: viewkeeper-cdc status", err=True)
+        raise click.Abort from None
 
 
 @commands.command(epilog=settings_epilog(StatusSettings))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_json_option
 def status(*, as_json: bool) -> None:
     """Show tables, cursor, change logs and topics of the capture; exit code 1 if something needs a person.
 
@@ -167,7 +206,7 @@ def status(*, as_json: bool) -> None:
     settings = start(StatusSettings)
     found = read_status(settings)
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        print_json(found)
     else:
         Console(highlight=False, markup=False, emoji=False).print(status_text(found))
     if found.needs_a_person:

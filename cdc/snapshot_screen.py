@@ -14,15 +14,15 @@ from cdc.wire import TableName
 NOT_RUNNING = "no capture is running; its start begins with the requests: viewkeeper-cdc run"
 
 
-def show(looks: Iterable[Look]) -> None:
-    """Show looks until they end."""
-    console = Console(highlight=False, markup=False, emoji=False)
+def show(looks: Iterable[Look], *, on_stderr: bool) -> None:
+    """Show looks until they end, on standard error where standard output is a program's."""
+    console = Console(stderr=on_stderr, highlight=False, markup=False, emoji=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             for look in looks:
                 live.update(live_table(look))
     else:
-        _print_changes(looks)
+        _print_changes(looks, on_stderr=on_stderr)
 
 
 def live_table(look: Look) -> Table:
@@ -37,14 +37,14 @@ def live_table(look: Look) -> Table:
     return table
 
 
-def _print_changes(looks: Iterable[Look]) -> None:
+def _print_changes(looks: Iterable[Look], *, on_stderr: bool) -> None:
     said: dict[TableName, Phase | None] = {}
     was_running: bool | None = None
     for look in looks:
         for step in look.steps:
             if said.get(step.table) != step.phase:
-                click.echo(f"{step.table}: {step.words}")
+                click.echo(f"{step.table}: {step.words}", err=on_stderr)
                 said[step.table] = step.phase
         if look.is_running is False and was_running is not False:
-            click.echo(NOT_RUNNING)
+            click.echo(NOT_RUNNING, err=on_stderr)
         was_running = look.is_running

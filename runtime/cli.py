@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 import click
+import msgspec
 
 from runtime.errors import ViewkeeperError
 from runtime.logs import configure_logs
@@ -20,6 +21,11 @@ def start(kind: type[LogSettingsT]) -> LogSettingsT:
     settings = read_settings(kind)
     configure_logs(settings)
     return settings
+
+
+def print_json(document: msgspec.Struct) -> None:
+    """Print a command's result for programs: one JSON object, alone on standard output."""
+    click.echo(msgspec.json.encode(document))
 
 
 def run_command(group: Callable[..., object]) -> None:

@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 STOP_SECONDS = 15.0
+COMMAND_SECONDS = 60.0
 
 
 class Daemon:
@@ -95,13 +96,11 @@ class Daemons:
         """Start `part` (cdc, projector, api) with further or other `settings`; does not wait for anything."""
         name = f"{part}-{len(self._started)}"
         log_path = self._folder / f"{name}.log"
-        # Settings of the shell that runs the tests must not reach what is tested.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("VIEWKEEPER_")}
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [*death_prefix(signal.SIGKILL), sys.executable, "-m", f"{part}.cli", *arguments],
                 cwd=ROOT,
-                env={**environment, **self._settings, **(settings or {})},
+                env=_environment({**self._settings, **(settings or {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -115,6 +114,29 @@ class Daemons:
         for daemon in self._started:
             if daemon.is_running():
                 daemon.kill()
+
+
+def standard_output(settings: Mapping[str, str], part: str, *arguments: str) -> str:
+    """Run a command of `part` to its end, which must be a good one; return what it printed, its log left out."""
+    command = [sys.executable, "-m", f"{part}.cli", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=_environment(settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    # Settings of the shell that runs the tests must not reach what is tested.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIEWKEEPER_")}
+    return {**inherited, **settings}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a person is told by `viewkeeper-cdc` when something is wrong or missing."""
 
+import json
 from pathlib import Path
 
 import psycopg
@@ -7,7 +8,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from compose.local.postgres import PostgresServer
-from tests.daemons import Daemons
+from tests.daemons import Daemons, standard_output
 from tests.waiting import wait_until
 
 
@@ -28,6 +29,17 @@ def test_attach_is_idempotent_and_detach_takes_it_back(source_url: str, daemon: 
     with psycopg.connect(source_url) as session:
         left = session.execute("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'viewkeeper%'").fetchall()
         assert left == []
+
+
+def test_attach_and_detach_print_one_json_object(settings_env: dict[str, str]) -> None:
+    def tables(*arguments: str) -> list[tuple[str, bool]]:
+        found = json.loads(standard_output(settings_env, "cdc", *arguments, "--json"))
+        assert found["capture"] == "viewkeeper"
+        return [(table["table"], table["was_attached"]) for table in found["tables"]]
+
+    assert tables("attach", "users") == [("public.users", False)]
+    assert tables("attach", "public.tweets", "users") == [("public.tweets", False), ("public.users", True)]
+    assert tables("detach", "users", "likes") == [("public.users", True), ("public.likes", False)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`viewkeeper-cdc snapshot`: asked of the running capture, followed to its end, and ghosts are gone after it."""
 
+import json
 import signal
 from typing import cast
 
@@ -7,7 +8,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from tests.daemons import Daemons
+from tests.daemons import Daemons, standard_output
 from tests.integration.captured_source import Source, headers, insert_tweets
 from tests.waiting import wait_until
 
@@ -40,6 +41,24 @@ def test_c5_a_snapshot_is_asked_of_the_running_capture(source: Source, daemon: D
     entry = source.entry("likes")
     assert entry is not None
     assert entry.request == 0, "the other table is left alone"
+
+
+def test_what_was_asked_for_is_one_json_object(source: Source, daemon: Daemons, settings_env: dict[str, str]) -> None:
+    source.run(insert_tweets(1, 50))
+    source.attach("tweets", "likes")
+    asked = json.loads(standard_output(settings_env, "cdc", "snapshot", "tweets", "likes", "--json"))
+    rows = source.connection.execute(
+        "SELECT r.id, 'public.' || t.table_name FROM cdc.request r JOIN cdc.captured_table t ON t.id = r.attachment "
+        "ORDER BY r.id"
+    )
+    standing = [{"id": number, "table": table} for number, table in rows]
+    assert asked == {"capture": "viewkeeper", "requests": standing, "complete": False}
+    daemon("cdc", "run")
+    source.wait_published("tweets", "likes")
+    done = json.loads(standard_output(settings_env, "cdc", "snapshot", "tweets", "--wait", "--json"))
+    assert [request["table"] for request in done["requests"]] == ["public.tweets"]
+    assert done["complete"] is True
+    assert len(source.topic("tweets").records) == 100, "it was read anew when the command came back"
 
 
 def test_a_snapshot_finds_ghosts(source: Source, daemon: Daemons) -> None:
