@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -20,12 +21,23 @@ _TOKENS_IN_FLIGHT = 4
 
 
 class Capture:
-    """Publishes units and saves the cursor with each; thrown away after any error."""
+    """Publishes units and saves the cursor with each; thrown away after any error.
 
-    def __init__(self, cursor: Cursor, *, lease: Lease, publisher: Publisher) -> None:
+    `check_topics` raises, now and then, if the topics of tables are other ones than their parts of the cursor name.
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        *,
+        lease: Lease,
+        publisher: Publisher,
+        check_topics: Callable[[Iterable[TableCursor]], None],
+    ) -> None:
         self.cursor = cursor
         self._lease = lease
         self._publisher = publisher
+        self._check_topics = check_topics
         # Empty until the first unit, whose reader has compared it with the cursor.
         self._tokens: deque[str] = deque(maxlen=_TOKENS_IN_FLIGHT)
 
@@ -50,7 +62,8 @@ class Capture:
             return saved[0]
 
         # A heartbeat repeats the old cursor under a newer time: no image and no snapshot moves, so nothing is flushed.
-        self._publisher.commit((lambda: self.cursor.token) if unit.heartbeat else self._flush, record)
+        flush = (lambda: self.cursor.token) if unit.heartbeat else self._flush
+        self._publisher.commit(flush, record, lambda: self._check_topics(unit.tables.values()))
         self._report(self.cursor, saved[0])
         self.cursor = saved[0]
         metrics.CURSORS.inc()

@@ -103,7 +103,7 @@ def _lead(
         limits=taking_up.limits,
         hold_back=settings.cdc_on_oversize_row == "hold_back",
     )
-    capture = Capture(cursor, lease=lease, publisher=publisher)
+    capture = Capture(cursor, lease=lease, publisher=publisher, check_topics=taking_up.check)
     reader = Reader(settings, TriggerSource(reading, settings.cdc_name, where=where), taking_up, cursor)
     keeping = Housekeeping(tidying, where=where, part_limit_bytes=settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS))
 

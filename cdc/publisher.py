@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 
 import structlog
@@ -12,6 +13,7 @@ from cdc.change import KeyAndRow, Op, Page
 from cdc.cursor import Cursor, TableCursor
 from cdc.errors import CaptureError
 from cdc.wire import OP_HEADER, SOURCE_TIME_HEADER, TABLE_HEADER, cursor_topic_name, topic_name
+from runtime.errors import RetryableError
 from runtime.kafka import kafka_error, translated
 
 log = structlog.get_logger()
@@ -23,6 +25,7 @@ _ANY_PARTITION, _NOW = -1, 0
 """What produce() takes for a partition by the key, and for the time of the call."""
 _QUEUE_FULL_WAIT_SECONDS = 0.1
 _COMMIT_SECONDS = 30.0
+_DELIVERY_LOOK_SECONDS = 1.0
 _HELD_BACK_MOST_BYTES = 200_000
 """The keys of rows that are held back are part of each cursor record, which has to stay small."""
 
@@ -89,18 +92,19 @@ class Publisher:
             self._producer.poll(0)
         metrics.CHANGES_PUBLISHED.labels(str(page.table)).inc(len(changes))
 
-    def commit(self, flush: Callable[[], str], cursor: Callable[[str], Cursor]) -> None:
+    def commit(self, flush: Callable[[], str], cursor: Callable[[str], Cursor], check: Callable[[], None]) -> None:
         """Commit the open transaction, after `flush` has flushed the source; its token goes into the cursor.
 
         `cursor` makes the cursor record, once the offsets of everything before it are known; it is produced last.
+        `check` is called now and then while the broker does not take the records, and raises if it never will.
         """
         self._begin()
         # The source flushes while the broker takes the records.
         token = flush()
-        self._deliver()
+        self._deliver(check)
         record = cursor(token).encode()
         self._produce(self._cursor_topic, self._capture.encode(), record, None, self._delivered_to(self._cursor_topic))
-        self._deliver()
+        self._deliver(check)
         with translated("Kafka, commit of a transaction"):
             self._producer.commit_transaction(_COMMIT_SECONDS)
         self._open = False
@@ -151,13 +155,21 @@ class Publisher:
             else:
                 return
 
-    def _deliver(self) -> None:
-        with translated("Kafka, delivery"):
-            undelivered = self._producer.flush(_COMMIT_SECONDS)
-        if undelivered and self._failure is None:
-            raise kafka_error(KafkaError(KafkaError._TIMED_OUT), "Kafka, delivery")
+    def _deliver(self, check: Callable[[], None]) -> None:
+        deadline = time.monotonic() + _COMMIT_SECONDS
+        while self._undelivered() and self._failure is None:
+            # A topic that was deleted librdkafka takes for one that will be there soon. A broker that does not answer
+            # has until the deadline.
+            with suppress(RetryableError):
+                check()
+            if time.monotonic() > deadline:
+                raise kafka_error(KafkaError(KafkaError._TIMED_OUT), "Kafka, delivery")
         if self._failure is not None:
             raise self._failure
+
+    def _undelivered(self) -> int:
+        with translated("Kafka, delivery"):
+            return self._producer.flush(_DELIVERY_LOOK_SECONDS)
 
     def _delivered_to(self, topic: str) -> OnDelivery:
         """Return a delivery report's handler, which runs once a record: it moves the topic's next offsets."""
