@@ -57,8 +57,9 @@ class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     `attachment` numbers the change log that `snapshot` is a position in: the `pg_snapshot` up to which changes have
     been published, or None while there is no position and the table waits to be read anew. `complete` says that the
     topic has equalled the table since its own snapshot: nothing is `reading` or to `sweep`. `next_offsets` is the next
-    offset of each partition of `topic` as known by this capture. `key` names and types the key columns. `request` is
-    the newest request for a snapshot that was begun; `held_back` lists the keys (JSON) of rows that are too large.
+    offset of each partition of `topic` as known by this capture. `key` names and types the key columns, `labels` has
+    those of the enums among them. `request` is the newest request for a snapshot that was begun; `held_back` lists the
+    keys (JSON) of rows that are too large.
     """
 
     topic: str
@@ -68,6 +69,7 @@ class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     next_offsets: tuple[int, ...]
     topic_id: str = ""
     key: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     fingerprint: Fingerprint | None = None
     reading: Reading | None = None
     sweep: Sweep | None = None

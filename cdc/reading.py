@@ -17,7 +17,7 @@ from cdc.masks import demand_key
 from cdc.progress import Phase, phase
 from cdc.sweep import KeyReader, key_columns
 from cdc.tables import CapturedTable, Kind, selected
-from cdc.taking_up import TakingUp
+from cdc.taking_up import TakingUp, labelled
 from cdc.triggers import MOST_PAGE_BYTES, NO_KEYS, Drain, Found, Mark, Round, TriggerSource
 from runtime.postgres import LockNotAvailable
 from runtime.settings import CdcSettings
@@ -105,6 +105,7 @@ class Reader:
                 # The next round begins with it.
                 self._emitted_at = float("-inf")
                 self._learn_width(table, self._source.chunk(table, None, most_rows=_SAMPLE_ROWS))
+            entry = labelled(table, entry)
             if requested:
                 entry = self._given_up(table, replace(entry, request=request), "a snapshot was requested")
             entries[name] = entry

@@ -1,10 +1,12 @@
 """What the source knows of the captured tables: their keys, columns and change logs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import psycopg
+from psycopg import errors as pg
 from psycopg.rows import class_row
 
 from cdc.errors import CaptureError
@@ -29,7 +31,12 @@ SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT
              FROM unnest(t.key_columns, t.key_type_oids) AS k(name, type_oid)
              JOIN pg_catalog.pg_attribute ka ON ka.attrelid = c.oid AND ka.attname = k.name
              JOIN cdc.key_type kt ON kt.type_oid = cdc.base_type(k.type_oid)
-             WHERE ka.atttypid <> ALL (kt.family || k.type_oid))::text[] AS retyped
+             WHERE ka.atttypid <> ALL (kt.family || k.type_oid))::text[] AS retyped,
+       ARRAY(SELECT e.oid || ' ' || e.enumlabel
+             FROM unnest(t.key_columns) AS k(name)
+             JOIN pg_catalog.pg_attribute ka ON ka.attrelid = c.oid AND ka.attname = k.name
+             JOIN pg_catalog.pg_enum e ON e.enumtypid = cdc.base_type(ka.atttypid)
+             ORDER BY e.oid)::text[] AS labels
 FROM cdc.captured_table t
 LEFT JOIN pg_catalog.pg_class c
        ON c.oid = t.table_oid AND c.relname = t.table_name AND c.relnamespace = (
@@ -84,7 +91,8 @@ class Column:
 class CapturedTable:
     """A captured table as it is now. `attachment` numbers its change log and is never used again.
 
-    `rows_oid` is what its rows are read from: the table itself, or our view of the columns that may leave.
+    `rows_oid` is what its rows are read from: the table itself, or our view of the columns that may leave. `labels` are
+    those of the enums in its key, each with the number that it keeps when it is renamed.
     """
 
     attachment: int
@@ -96,6 +104,7 @@ class CapturedTable:
     level: Level
     key: tuple[Column, ...]
     columns: tuple[Column, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,7 @@ class _Record:
     column_types: list[str]
     column_casts: list[str]
     retyped: list[str]
+    labels: list[str]
 
     def table(self) -> CapturedTable:
         name = TableName(self.schema, self.name)
@@ -143,6 +153,7 @@ class _Record:
             level=Level(self.level),
             key=key,
             columns=columns,
+            labels=tuple(self.labels),
         )
 
 
@@ -151,6 +162,19 @@ def _steps(name: TableName) -> str:
         f"undo that; or run: viewkeeper-cdc detach {name}, delete its topic, run: viewkeeper-cdc attach {name}, "
         "and rebuild the views that read it"
     )
+
+
+@contextmanager
+def keys_of(table: CapturedTable) -> Iterator[None]:
+    """Raise CaptureError, with what to do, where a key that was logged or published is none of the table's any more."""
+    try:
+        yield
+    except pg.InvalidTextRepresentation as error:
+        raise CaptureError(
+            f"{table.name}: a key in its change log or its topic is no value of its column "
+            f"({error.diag.message_primary}): was a label of an enum renamed? "
+            f"Undo that, and run: viewkeeper-cdc snapshot {table.name}"
+        ) from error
 
 
 def captured_tables(connection: psycopg.Connection, capture: str) -> tuple[CapturedTable, ...]:

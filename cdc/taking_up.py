@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
+from msgspec.structs import replace
 
 from cdc.cursor import Cursor, TableCursor
 from cdc.errors import CaptureError
@@ -23,6 +24,10 @@ _RECORD_OVERHEAD_BYTES = 2_048
 _ANEW = (
     "run: viewkeeper-cdc snapshot {table}; it is read anew then, and the views that read it are to be rebuilt from the "
     "topic's beginning"
+)
+_OTHER_LABELS = (
+    "undo that, and run: viewkeeper-cdc snapshot {table}; or delete topic {topic}, run: viewkeeper-cdc snapshot "
+    "{table}, and rebuild the views that read it"
 )
 _OTHER_KEYS = (
     "detach {table}, delete topic {topic}, attach it anew, run: viewkeeper-cdc snapshot {table}, and rebuild the views "
@@ -66,6 +71,8 @@ class TakingUp:
                 f"{table.name} has the key ({', '.join(key_of(table))}), and topic {topic.name} was written with "
                 f"({', '.join(known.key)}): {_OTHER_KEYS.format(table=table.name, topic=topic.name)}"
             )
+        if known is not None and any(ends) and known.topic == topic.name:
+            labelled(table, known)
         if known is not None and same and known.attachment == table.attachment:
             _demand_same_log(table, known, topic, ends)
             return known
@@ -85,6 +92,7 @@ class TakingUp:
             topic_id=topic.topic_id,
             attachment=table.attachment,
             key=key_of(table),
+            labels=table.labels,
             snapshot=None,
             complete=False,
             next_offsets=ends,
@@ -122,6 +130,21 @@ def key_of(table: CapturedTable) -> tuple[str, ...]:
     """Return names and types of a table's key columns, as far as they show in the topic's keys."""
     alike = {"smallint": "integer", "bigint": "integer", "character varying": "text"}
     return tuple(f"{column.name} {alike.get(column.type, column.type)}" for column in table.key)
+
+
+def labelled(table: CapturedTable, entry: TableCursor) -> TableCursor:
+    """Return a table's part of the cursor with the labels that the enums in its key have now; more are no harm.
+
+    Raises CaptureError, with what to do, if one was renamed: the topic has keys with its old name.
+    """
+    renamed = sorted(set(entry.labels) - set(table.labels))
+    if renamed:
+        label = renamed[0].split(" ", 1)[1]
+        raise CaptureError(
+            f"{table.name}: label {label} of an enum in its key was renamed, and topic {entry.topic} was written with "
+            f"it: {_OTHER_LABELS.format(table=table.name, topic=entry.topic)}"
+        )
+    return replace(entry, labels=table.labels)
 
 
 def _demand_same_log(table: CapturedTable, known: TableCursor, topic: Topic, ends: tuple[int, ...]) -> None:

@@ -21,7 +21,7 @@ from cdc.change import KeyAndRow, Op, Page
 from cdc.errors import CaptureError, CatalogChanged
 from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
 from cdc.pruning import empty
-from cdc.tables import CapturedTable, captured_tables
+from cdc.tables import CapturedTable, captured_tables, keys_of
 from cdc.wire import TableName
 from runtime.postgres import LockNotAvailable, translated
 
@@ -243,10 +243,11 @@ class TriggerSource:
             return Page(table.name, (), round_.read_at_ms, Op.UPSERT)
         values = _arrays(keys.literals)
         sql = self._render((table, "living"), lambda: statements.living(table))
-        rows, is_cut = self._page_rows(sql, values, keys.count)
-        if not is_cut and len(rows) < keys.count:
-            sql = self._render((table, "gone"), lambda: statements.gone(table))
-            rows = [*rows, *self._rows(sql, values)]
+        with keys_of(table):
+            rows, is_cut = self._page_rows(sql, values, keys.count)
+            if not is_cut and len(rows) < keys.count:
+                sql = self._render((table, "gone"), lambda: statements.gone(table))
+                rows = [*rows, *self._rows(sql, values)]
         return Page(table.name, rows, round_.read_at_ms, Op.UPSERT, is_cut)
 
     def drain(self, round_: Round, found: Found, previous: Snapshots, *, page_keys: int) -> Drain:
@@ -269,7 +270,8 @@ class TriggerSource:
                 return None
             read_at_ms = self._head(readable).read_at_ms
             sql = self._render((table, "ghosts"), lambda: statements.ghosts(table))
-            rows = self._rows(sql, _arrays(keys)) if keys else ()
+            with keys_of(table):
+                rows = self._rows(sql, _arrays(keys)) if keys else ()
         return Page(table.name, rows, read_at_ms, Op.DELETE)
 
     def chunk(self, table: CapturedTable, after: tuple[str, ...] | None, *, most_rows: int) -> Page | None:
@@ -281,7 +283,8 @@ class TriggerSource:
                 return None
             read_at_ms = self._head(readable).read_at_ms
             sql = self._render((table, "chunk", resumed), lambda: statements.chunk(table, resumed=resumed))
-            rows, is_cut = self._page_rows(sql, values, most_rows)
+            with keys_of(table):
+                rows, is_cut = self._page_rows(sql, values, most_rows)
         return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
 
     @contextmanager

@@ -172,7 +172,9 @@ def test_a_captured_table_knows_its_key_and_its_types(logged: Logged) -> None:
         Column("r", "int4range", "int4range"),
         Column("s", "character varying", "character varying"),
     )
-    assert table == CapturedTable(log, row[0], row[0], False, ODD, Kind.TABLE, Level.ROW, (a, m), columns)
+    label = logged.session.execute("SELECT oid || ' fine' FROM pg_enum WHERE enumlabel = 'fine'").fetchone()
+    assert label is not None
+    assert table == CapturedTable(log, row[0], row[0], False, ODD, Kind.TABLE, Level.ROW, (a, m), columns, label)
     found = logged.session.execute("SELECT key_types FROM cdc.captured_table").fetchone()
     assert found == (["bigint", "text"],)
 

@@ -122,6 +122,54 @@ def test_c11_a_changed_key_stops_it_and_the_steps_that_it_names_work(
     assert key in next(iter(tweets.topic("tweets").rows()))
 
 
+@pytest.mark.parametrize("undone", [True, False], ids=["undone", "topic_deleted"])
+def test_c11_a_renamed_label_in_a_key_stops_it_and_the_steps_that_it_names_work(
+    source: Source, daemon: Daemons, *, undone: bool
+) -> None:
+    source.run(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad')",
+        "CREATE TABLE moods (mood mood, number integer, PRIMARY KEY (mood, number))",
+        "INSERT INTO moods SELECT 'sad', i FROM generate_series(1, 50) i",
+    )
+    source.attach("moods")
+    capture = daemon("cdc", "run")
+    source.wait_exact("moods")
+    source.run("ALTER TYPE mood ADD VALUE 'mad' BEFORE 'sad'", "INSERT INTO moods VALUES ('mad', 1)")
+    source.wait_exact("moods")
+    source.run("ALTER TYPE mood RENAME VALUE 'mad' TO 'angry'", "INSERT INTO moods VALUES ('angry', 2)")
+    assert capture.wait() == 1
+    for running in (capture, daemon("cdc", "run")):
+        assert running.wait() == 1
+        assert "public.moods: label mad of an enum in its key was renamed" in running.log_text()
+        assert f"delete topic {source.topic_name('moods')}, run: viewkeeper-cdc snapshot" in running.log_text()
+    if undone:
+        source.run("ALTER TYPE mood RENAME VALUE 'angry' TO 'mad'")
+    else:
+        delete_topic(source, "moods")
+    _command(daemon, "snapshot", "moods")
+    daemon("cdc", "run")
+    source.wait_exact("moods")
+
+
+def test_a_label_that_was_renamed_and_back_is_said_to_want_a_snapshot(source: Source, daemon: Daemons) -> None:
+    source.run("CREATE TYPE mood AS ENUM ('sad', 'glad')", "CREATE TABLE moods (mood mood PRIMARY KEY)")
+    source.attach("moods")
+    capture = daemon("cdc", "run")
+    source.wait_exact("moods")
+    assert capture.terminate() == 0
+    source.run(
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'",
+        "INSERT INTO moods VALUES ('blue')",
+        "ALTER TYPE mood RENAME VALUE 'blue' TO 'sad'",
+    )
+    capture = daemon("cdc", "run")
+    assert capture.wait() == 1
+    assert "public.moods: a key in its change log or its topic is no value of its column" in capture.log_text()
+    _command(daemon, "snapshot", "moods")
+    daemon("cdc", "run")
+    source.wait_exact("moods")
+
+
 def _command(daemon: Daemons, *words: str) -> None:
     assert daemon("cdc", *words).wait() == 0
 
