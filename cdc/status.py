@@ -52,15 +52,17 @@ class ChangeLogStatus(msgspec.Struct, frozen=True, kw_only=True):
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
     """An attached table.
 
-    `phase` is waiting, reading, sweeping or complete, null until the capture has taken the table up; `snapshot` is
-    there while it is reading, `sweep` while it is sweeping. `freshness_seconds` is the source's clock minus
-    `watermark_time`; `uncertain` says that the clock is behind a watermark. `held_back` has the keys of rows too large
-    for the topic.
+    `columns` are those that may leave the database, null for all; `masks` leave it as a keyed hash. `phase` is waiting,
+    reading, sweeping or complete, null until the capture has taken the table up; `snapshot` is there while it is
+    reading, `sweep` while it is sweeping. `freshness_seconds` is the source's clock minus `watermark_time`; `uncertain`
+    says that the clock is behind a watermark. `held_back` has the keys of rows too large for the topic.
     """
 
     table: str
     kind: str
     level: str
+    columns: tuple[str, ...] | None
+    masks: tuple[str, ...]
     phase: str | None
     snapshot: SnapshotProgress | None
     sweep: SweepProgress | None
@@ -184,6 +186,8 @@ def _table(
         table=table.name,
         kind=table.kind,
         level=table.level,
+        columns=None if table.columns is None else tuple(table.columns),
+        masks=tuple(table.masks),
         phase=phase(entry).name.lower() if entry else None,
         snapshot=snapshot_progress(entry, total_rows=table.total_rows, now=now, is_running=is_running)
         if entry

@@ -22,7 +22,8 @@ MOST_COUNTED = 1_000_000
 """Waiting records are counted up to here."""
 
 _TABLES: LiteralString = """
-SELECT t.id AS attachment, t.table_schema || '.' || t.table_name AS name, t.kind, t.level, t.log_limit_bytes,
+SELECT t.id AS attachment, t.table_schema || '.' || t.table_name AS name, t.kind, t.level,
+       t.listed::text[] AS columns, coalesce(t.masks, '{}')::text[] AS masks, t.log_limit_bytes,
        coalesce(sum(pg_catalog.pg_total_relation_size(p.oid)), 0)::bigint AS log_bytes,
        coalesce(sum(pg_catalog.pg_relation_size(p.oid))
                 FILTER (WHERE p.relname = format('log_%%s_%%s', t.id, t.active_part)), 0)::bigint AS log_filling_bytes,
@@ -72,7 +73,8 @@ ORDER BY began LIMIT 1
 class AttachedTable:
     """A row of cdc.captured_table with what its change log holds, in bytes.
 
-    `log_bytes` is both parts with their indexes, `log_filling_bytes` the rows of the part that writers fill;
+    `columns` is None where all columns may leave the database. `log_bytes` is both parts with their indexes,
+    `log_filling_bytes` the rows of the part that writers fill;
     `total_rows` the planner's guess of the table's rows, partitions summed, None if it has none.
     """
 
@@ -80,6 +82,8 @@ class AttachedTable:
     name: str
     kind: str
     level: str
+    columns: list[str] | None
+    masks: list[str]
     log_limit_bytes: int
     log_bytes: int
     log_filling_bytes: int

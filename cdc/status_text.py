@@ -27,6 +27,9 @@ def status_text(status: Status) -> RenderableType:
         topics.append(status.cursor_topic)
     if topics:
         parts += ["", _topics(topics)]
+    leaving = [words for table in status.tables if (words := _leaving_words(table))]
+    if leaving:
+        parts += ["", Text("\n".join(leaving))]
     for table in status.tables:
         if table.held_back:
             parts += ["", _held_back(table)]
@@ -91,6 +94,15 @@ def _phase_words(table: TableStatus) -> str:
     if table.sweep is not None:
         words.append(sweep_words(table.sweep))
     return ": ".join(words)
+
+
+def _leaving_words(table: TableStatus) -> str | None:
+    words = []
+    if table.columns is not None:
+        words.append(f"only {', '.join(table.columns)} may leave the database")
+    if table.masks:
+        words.append(f"{', '.join(table.masks)} masked")
+    return f"{table.table}: {'; '.join(words)}" if words else None
 
 
 def _topics(topics: list[TopicStatus]) -> Table:

@@ -108,6 +108,9 @@ def test_w6_the_role_that_captures_sees_listed_columns_alone(source: Source, dae
         source.run("INSERT INTO users (user_id, username) VALUES (2, 'bob')", "DELETE FROM users WHERE user_id = 1")
         source.wait_published("users")
         assert _rows(source) == {2: {"user_id": 2, "username": _hash("bob")}}
+        told = daemon("cdc", "status", settings={"COLUMNS": "100"})
+        told.wait()
+        assert "public.users: only user_id, username may leave the database; username masked" in told.log_text()
         assert capture.terminate() == 0
 
 
