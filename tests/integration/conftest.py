@@ -6,6 +6,7 @@ import pytest
 
 from compose.local.kafka import KafkaBroker
 from runtime.postgres import connect
+from runtime.settings import CdcSettings, read_settings
 from tests.integration.captured_source import Source
 from tests.integration.changelog import KEYS, PARTITIONS, Changelog
 from tests.integration.projector_steps import Steps, projector_settings, projector_steps
@@ -29,6 +30,14 @@ def steps(changelog: Changelog, settings_env: dict[str, str]) -> Iterator[Steps]
     """Give a projector that reads them, one batch at a time."""
     with projector_steps(projector_settings(settings_env)) as steps:
         yield steps
+
+
+@pytest.fixture
+def settings(settings_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> CdcSettings:
+    """Give the settings of this test's captures, for parts of them that a test drives itself."""
+    for name, value in settings_env.items():
+        monkeypatch.setenv(name, value)
+    return read_settings(CdcSettings)
 
 
 @pytest.fixture

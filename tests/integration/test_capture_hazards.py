@@ -28,7 +28,7 @@ from compose.local.kafka import KafkaBroker
 from compose.local.postgres import postgres as run_postgres
 from runtime.kafka import admin
 from runtime.postgres import connect
-from runtime.settings import CdcSettings, read_settings
+from runtime.settings import CdcSettings
 from runtime.stop import Stop
 from tests.daemons import ROOT, Daemons
 from tests.topic_reader import read_changelog
@@ -36,13 +36,6 @@ from tests.waiting import wait_until
 
 TWEETS = TableName("public", "tweets")
 STRESS_SECONDS = 3.0
-
-
-@pytest.fixture
-def settings(settings_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> CdcSettings:
-    for name, value in settings_env.items():
-        monkeypatch.setenv(name, value)
-    return read_settings(CdcSettings)
 
 
 @pytest.fixture

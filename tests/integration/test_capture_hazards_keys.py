@@ -1,15 +1,29 @@
 """C3 and C4: rows that must not look deleted, and keys of the topic that are gone from the table."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import islice
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import pytest
+
+from cdc.change import Op, Unit
+from cdc.cursor import Cursor
+from cdc.progress import Phase, phase
+from cdc.reading import Reader
+from cdc.taking_up import TakingUp
+from cdc.triggers import SESSION, TriggerSource
+from runtime.kafka import admin
+from runtime.postgres import connect
+from runtime.settings import CdcSettings
 from tests.daemons import Daemons
-from tests.integration.captured_source import Source, insert_tweets, tombstones
+from tests.integration.captured_source import CAPTURE, Source, insert_tweets, tombstones
 from tests.waiting import wait_until
 
 GHOSTS = 4_000
+TWEETS = "public.tweets"
 
 
 def test_c3_rows_that_a_policy_hides_are_an_error_and_no_deletes(source: Source, daemon: Daemons) -> None:
@@ -72,3 +86,55 @@ def test_c4_a_sweep_that_was_killed_goes_on_where_it_was(source: Source, daemon:
 def _swept_records(source: Source) -> int:
     entry = source.entry("tweets")
     return sum(entry.sweep.next_offsets) if entry and entry.sweep and not entry.reading else 0
+
+
+@pytest.mark.newest_postgres
+def test_c4_a_log_is_emptied_once_kafka_knows_and_a_crash_before_the_snapshot_repeats_nothing(
+    source: Source, settings: CdcSettings, daemon: Daemons
+) -> None:
+    """Its position is given up in the cursor, then the log is emptied, then the table's snapshot begins, then swept."""
+    source.attach("tweets")
+    source.run(insert_tweets(1, 10))
+    capture = daemon("cdc", "run")
+    source.wait_exact("tweets")
+    assert capture.terminate() == 0
+    # The first one fills the log, the second is not logged: its keys stay in the topic.
+    source.run(
+        "UPDATE cdc.captured_table SET log_limit_bytes = 1",
+        insert_tweets(11, 12),
+        "DELETE FROM tweets WHERE tweet_id < 4",
+    )
+    cursor = source.cursors()[-1]
+    with _units(source, settings, cursor) as (reader, units):
+        given_up = next(unit for unit in units if phase(unit.tables[TWEETS]) is Phase.WAITING)
+        # Some looks at the catalog later: each round is a second after the one before.
+        assert {phase(unit.tables[TWEETS]) for unit in islice(units, 3)} == {Phase.WAITING}
+        assert reader.published is cursor.tables
+        assert _log_records(source) > 0
+    told = Cursor(capture=CAPTURE, token=cursor.token, tables=dict(given_up.tables))
+    with _units(source, settings, told) as (reader, units):
+        phases, deleted = [], set[bytes]()
+        for unit in units:
+            reader.published = unit.tables
+            phases.append(phase(unit.tables[TWEETS]))
+            deleted |= {key for page in unit.pages if page.op is Op.DELETE for key, _ in page.changes}
+            if phases[-1] is Phase.READING and len(phases) > 1 and phases[-2] is not Phase.READING:
+                assert _log_records(source) == 0
+            if phases[-1] is Phase.COMPLETE:
+                break
+    assert list(dict.fromkeys(phases)) == [Phase.WAITING, Phase.READING, Phase.SWEEPING, Phase.COMPLETE]
+    assert deleted == {b'{"tweet_id":%d}' % number for number in (1, 2, 3)}
+
+
+@contextmanager
+def _units(source: Source, settings: CdcSettings, cursor: Cursor) -> Iterator[tuple[Reader, Iterator[Unit]]]:
+    """Give a reader that begins at a cursor, and its units, which nobody publishes."""
+    taking_up = TakingUp(settings, admin(settings, name="test"), dict)
+    with closing(connect(source.url, name="reader", settings=SESSION)) as session:
+        reader = Reader(settings, TriggerSource(session, CAPTURE, where="test"), taking_up, cursor)
+        with closing(reader.units(threading.Event())) as units:
+            yield reader, units
+
+
+def _log_records(source: Source) -> int:
+    return int(str(source.value("SELECT count(*) FROM (TABLE cdc.log_1_0 UNION ALL TABLE cdc.log_1_1) AS records")))

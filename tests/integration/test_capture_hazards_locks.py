@@ -1,9 +1,17 @@
 """C1: a table that is being rewritten is not read as empty, and holds up no other table."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
 import pytest
 
+from cdc.change import Page
+from cdc.tables import CapturedTable, captured_tables
+from cdc.triggers import SESSION, TriggerSource
+from runtime.postgres import connect
 from tests.daemons import Daemons
-from tests.integration.captured_source import Source, insert_tweets, tombstones
+from tests.integration.captured_source import CAPTURE, Source, insert_tweets, tombstones
 from tests.waiting import wait_until
 
 # Slow, and nothing that a version of Postgres could change.
@@ -11,6 +19,12 @@ pytestmark = pytest.mark.newest_postgres
 
 ROWS = 8_000
 PAGES = {"VIEWKEEPER_CDC_CHUNK_ROWS": "50"}
+KEYS = ("{1,2,3}",)
+READS: dict[str, Callable[[TriggerSource, CapturedTable], Page | None]] = {
+    "page_of_a_large_round": lambda source, table: source.page(table, KEYS, most_rows=100),
+    "chunk_of_a_snapshot": lambda source, table: source.chunk(table, None, most_rows=100),
+    "batch_of_a_sweep": lambda source, table: source.gone(table, KEYS),
+}
 
 
 @pytest.mark.parametrize("read_by", ["round", "pages_of_a_large_round", "chunks_of_a_snapshot"])
@@ -56,3 +70,31 @@ def _published(source: Source) -> int:
 def _wait_for_cursors(source: Source, count: int) -> None:
     known = len(source.cursors())
     wait_until(lambda: len(source.cursors()) >= known + count, what=f"{count} cursors")
+
+
+@pytest.mark.parametrize("read_by", READS)
+def test_c1_the_snapshot_is_fixed_once_the_table_is_locked(source: Source, read_by: str) -> None:
+    """A snapshot from before the rewriting transaction's end would show the table as empty."""
+    source.attach("tweets")
+    source.run(insert_tweets(1, 3))
+    # Waiting so long makes the order certain: the rewriter ends while the lock is waited for.
+    patient = {**SESSION, "lock_timeout": "30s"}
+    with closing(connect(source.url, name="reader", settings=patient)) as session, source.session() as rewriter:
+        (table,) = captured_tables(session, CAPTURE)
+        reader = TriggerSource(session, CAPTURE, where="test")
+        rewriter.execute("ALTER TABLE tweets ALTER COLUMN text TYPE varchar USING text || '!'")
+        with ThreadPoolExecutor(1) as executor:
+            read = executor.submit(READS[read_by], reader, table)
+            try:
+                wait_until(lambda: _waits_for_a_lock(source, session.info.backend_pid), what="the reader to wait")
+            finally:
+                rewriter.commit()
+            page = read.result()
+    assert page is not None
+    rows = [row for _, row in page.changes]
+    assert None not in rows
+    assert len(rows) == (0 if read_by == "batch_of_a_sweep" else 3)
+
+
+def _waits_for_a_lock(source: Source, backend: int) -> bool:
+    return source.value("SELECT cardinality(pg_blocking_pids(%s))", backend) == 1

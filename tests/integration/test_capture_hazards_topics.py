@@ -7,6 +7,10 @@ from contextlib import closing, contextmanager
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
+from cdc.lease import Lease
+from cdc.triggers import SESSION
+from runtime.postgres import connect
+from runtime.stop import Stop
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
 from tests.waiting import wait_until
@@ -42,6 +46,26 @@ def test_c9_a_standby_opens_no_producer_and_reads_no_rows_until_it_leads(tweets:
         leader.kill()
         standby.wait_logged("leading")
         wait_until(lambda: _was_called(listener), what="its call of the broker")
+
+
+def test_c9_a_lease_is_renewed_without_touching_the_mark(tweets: Source) -> None:
+    """Only a flush changes the tokens: the cursor carries one, and another history would be seen in any other."""
+    with closing(connect(tweets.url, name="test", settings=SESSION)) as session:
+        lease = Lease(session, CAPTURE, where="test", lease_seconds=2)
+        assert lease.win(Stop(), lambda: None)
+        lease.flush(published=lease.flush(published=""))
+        flushed = _marks(tweets)
+        with lease.kept(lambda: None):
+            _beats(tweets, 2)
+        lease.release()
+    assert _marks(tweets) == flushed
+
+
+def _marks(source: Source) -> tuple[object, ...]:
+    row = source.connection.execute("SELECT pending_token, published_token FROM cdc.capture").fetchone()
+    assert row is not None
+    assert all(row)
+    return row
 
 
 @contextmanager
