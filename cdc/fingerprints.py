@@ -54,10 +54,11 @@ WITH RECURSIVE wanted AS (
            string_agg(g.text, ';' ORDER BY c.oid) AS triggers
     FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
     LEFT JOIN LATERAL (
-        -- A trigger that was disabled and enabled again has another xmin.
+        -- A trigger that was disabled and enabled again has another xmin. Another owner of its function may have been
+        -- without the right to log for a while.
         SELECT count(*) FILTER (WHERE g.tgenabled = 'A') AS armed,
-               string_agg(concat_ws(' ', g.tgname, g.tgenabled, g.xmin), ',' ORDER BY g.tgname) AS text
-        FROM pg_catalog.pg_trigger g
+               string_agg(concat_ws(' ', g.tgname, g.tgenabled, g.xmin, p.proowner), ',' ORDER BY g.tgname) AS text
+        FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
         WHERE g.tgrelid = c.oid AND starts_with(g.tgname, 'viewkeeper_' || t.attachment || '_')) AS g ON true
     GROUP BY t.attachment
 )
@@ -72,7 +73,10 @@ SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text, r.triggers,
             -- Insert, update, delete and truncate, on each partition, too.
             WHEN NOT r.armed
             THEN 'has triggers of the capture that are missing or disabled; enable them with ALTER TABLE … ENABLE '
-                 'ALWAYS TRIGGER …, or detach it and attach it anew' END
+                 'ALWAYS TRIGGER …, or detach it and attach it anew'
+            WHEN NOT cdc.is_logging_granted(w.attachment)
+            THEN 'is logged by functions in schema cdc whose owner was changed to a role that may not write to its '
+                 'change log; detach it and attach it anew' END
 FROM wanted w JOIN columns c USING (attachment) JOIN relations r USING (attachment)
 LEFT JOIN labels l USING (attachment)
 """

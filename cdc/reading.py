@@ -137,7 +137,7 @@ class Reader:
         self._entries = {**self._entries, name: self._given_up(table, self._entries[name], reason)}
 
     def _mend(self) -> None:
-        """Bring tables that wait to where they can begin again: empty full change logs, add missing triggers.
+        """Bring tables that wait to where they can begin again: empty full change logs, add what triggers lack.
 
         A log is emptied once Kafka has committed that its table has no position, and by this thread, which begins
         with the table only afterwards.
@@ -151,7 +151,7 @@ class Reader:
                 try:
                     self._troubled[name] = (self._troubled[name][0], not self._source.arm(table))
                 except LockNotAvailable:
-                    log.info("table_in_use", table=name, reason="triggers are to be added to its partitions")
+                    log.info("table_in_use", table=name, reason="what its triggers lack is to be added")
 
     def _round(self) -> Unit | None:
         began = time.monotonic()

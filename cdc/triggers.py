@@ -199,9 +199,9 @@ class TriggerSource:
             return {attachment for (attachment,) in self._connection.execute(_PRUNED, values)}
 
     def arm(self, table: CapturedTable) -> bool:
-        """Add the triggers that partitions lack which were attached later, if the table may still be captured.
+        """Add triggers of later partitions, and rights that their owner lacks, if the table may still be captured.
 
-        Returns whether there were any to add. Raises LockNotAvailable if a partition is in use.
+        Returns whether there was anything to add. Raises LockNotAvailable if the table or a partition is in use.
         """
         with translated(self._where), suppress(pg.ObjectNotInPrerequisiteState):
             return self._connection.execute(_COMPLETE, {"attachment": table.attachment}).fetchone() == (True,)

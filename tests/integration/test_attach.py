@@ -272,13 +272,26 @@ def test_row_triggers_log_as_the_tables_owner_and_as_nobody_greater(logged: Logg
         assert logged.records(log) == keys(1)
 
 
-def test_writers_go_on_when_the_table_gets_another_owner(logged: Logged) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_writers_go_on_when_the_table_gets_another_owner(logged: Logged, level: Level) -> None:
     with other_role(logged.session, "owner") as role, other_role(logged.session, "heir") as heir:
         logged.run("CREATE TABLE t (id integer PRIMARY KEY)", f"ALTER TABLE t OWNER TO {role}")
-        log = logged.attach("t")
+        log = logged.attach("t", level=level)
+        logged.run(f"ALTER TABLE t OWNER TO {heir}", f"SET ROLE {heir}", "INSERT INTO t VALUES (1)", "RESET ROLE")
+        assert logged.take(log) == keys(1)
         logged.run(f"REASSIGN OWNED BY {role} TO {heir}", f"DROP OWNED BY {role}", f"SET ROLE {heir}")
-        logged.run("INSERT INTO t VALUES (1)", "RESET ROLE")
-        assert logged.records(log) == keys(1)
+        for statement in (
+            "INSERT INTO t VALUES (2)",
+            "UPDATE t SET id = 3 WHERE id = 2",
+            "DELETE FROM t",
+            "TRUNCATE t",
+        ):
+            logged.run(statement)
+        logged.run("RESET ROLE")
+        assert logged.session.execute("SELECT cdc.complete(%s)", (log,)).fetchone() == (level is Level.ROW,)
+        logged.take(log)
+        logged.run(f"SET ROLE {heir}", "INSERT INTO t VALUES (4)", "RESET ROLE")
+        assert logged.records(log) == keys(4)
 
 
 def test_attach_sees_a_table_with_a_percent_sign(logged: Logged) -> None:

@@ -97,13 +97,6 @@ DECLARE
                          FROM cdc.key_of(target, wanted) k);
     part text;
 BEGIN
-    -- Whoever attaches may be neither the role that captures nor the one as which the triggers log.
-    IF NOT has_schema_privilege(log_role, 'cdc', 'USAGE') THEN
-        EXECUTE format('GRANT USAGE ON SCHEMA cdc TO %I', log_role);
-    END IF;
-    IF NOT has_table_privilege(log_role, 'cdc.captured_table', 'SELECT') THEN
-        EXECUTE format('GRANT SELECT ON cdc.captured_table TO %I', log_role);
-    END IF;
     FOREACH part IN ARRAY ARRAY[format('cdc.log_%s_0', attached), format('cdc.log_%s_1', attached)] LOOP
         -- `mark` is NULL for a record of keys, else why a record holds none: truncate, limit, or key, when a row's key
         -- could not be told.
@@ -112,8 +105,63 @@ BEGIN
         EXECUTE format('CREATE INDEX ON %s (xid)', part);
         EXECUTE format('CREATE INDEX ON %s (xid) WHERE mark IS NOT NULL', part);
         EXECUTE format('GRANT ALL ON %s TO %I', part, cdc.capture_role());
-        EXECUTE format('GRANT SELECT, INSERT ON %s TO %I', part, log_role);
     END LOOP;
+    PERFORM cdc.grant_logging(attached, log_role);
+END
+$$;
+
+-- Give a role what the triggers' functions need of their owner. Whoever attaches may be neither the role that captures
+-- nor the one as which the triggers log: what that has already is not given again.
+CREATE FUNCTION cdc.grant_logging(attached integer, log_role name) RETURNS void
+LANGUAGE plpgsql SET search_path = '' AS $$
+BEGIN
+    IF NOT has_schema_privilege(log_role, 'cdc', 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA cdc TO %I', log_role);
+    END IF;
+    IF NOT has_table_privilege(log_role, 'cdc.captured_table', 'SELECT') THEN
+        EXECUTE format('GRANT SELECT ON cdc.captured_table TO %I', log_role);
+    END IF;
+    EXECUTE format('GRANT SELECT, INSERT ON cdc.log_%1$s_0, cdc.log_%1$s_1 TO %2$I', attached, log_role);
+END
+$$;
+
+-- The roles that own an attachment's trigger functions: one, unless somebody changed that for some of them.
+CREATE FUNCTION cdc.log_roles(attached integer) RETURNS SETOF name
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT DISTINCT pg_catalog.pg_get_userbyid(p.proowner) FROM pg_catalog.pg_proc p
+    WHERE p.pronamespace = 'cdc'::regnamespace AND p.proname = ANY (ARRAY[
+        format('log_%s_insert', attached), format('log_%s_update', attached),
+        format('log_%s_delete', attached), format('log_%s_truncate', attached)]::name[])
+$$;
+
+-- Whether those roles have what `grant_logging` gives; without it the triggers log nothing.
+CREATE FUNCTION cdc.is_logging_granted(attached integer) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT coalesce(bool_and(
+        has_schema_privilege(r.role, 'cdc', 'USAGE') AND has_table_privilege(r.role, 'cdc.captured_table', 'SELECT')
+        AND has_table_privilege(r.role, part.name, 'SELECT') AND has_table_privilege(r.role, part.name, 'INSERT')), true)
+    FROM cdc.log_roles(attached) r(role)
+    CROSS JOIN unnest(ARRAY[format('cdc.log_%s_0', attached), format('cdc.log_%s_1', attached)]) part(name)
+$$;
+
+-- Give the rights that are missing since the functions have another owner; returns whether that helped. The table's
+-- lock waits for those who wrote without a record: what they commit is there when the table is read anew.
+CREATE FUNCTION cdc.restore_logging(attached integer, target regclass) RETURNS boolean
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    log_role name;
+BEGIN
+    IF cdc.is_logging_granted(attached) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', target);
+    FOR log_role IN SELECT r FROM cdc.log_roles(attached) r LOOP
+        PERFORM cdc.grant_logging(attached, log_role);
+    END LOOP;
+    RETURN cdc.is_logging_granted(attached);
+EXCEPTION WHEN insufficient_privilege THEN
+    -- Whoever captures may not give them: the capture stops and says what to do.
+    RETURN false;
 END
 $$;
 
@@ -138,13 +186,14 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
     WHERE c.oid = 'cdc.captured_table'::regclass
 $$;
 
--- Put what triggers are missing on partitions that came later; returns whether any was added. Triggers on what is no
--- longer in the tree go: a detached partition would log on.
+-- Put what triggers are missing on partitions that came later, and give rights that the triggers' owner lacks; returns
+-- whether anything was missing. Triggers on what is no longer in the tree go: a detached partition would log on.
 CREATE FUNCTION cdc.complete(attachment integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE
     known cdc.captured_table;
     refused text;
+    restored boolean;
 BEGIN
     SELECT * INTO STRICT known FROM cdc.captured_table t WHERE t.id = attachment;
     refused := cdc.refusal(known.table_oid, known.level, known.key_columns);
@@ -153,7 +202,8 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     PERFORM cdc.drop_log_triggers(attachment, ARRAY(SELECT t::oid FROM cdc.tree_of(known.table_oid) t));
-    RETURN cdc.create_log_triggers(attachment, known.table_oid, known.level);
+    restored := cdc.restore_logging(attachment, known.table_oid);
+    RETURN cdc.create_log_triggers(attachment, known.table_oid, known.level) OR restored;
 END
 $$;
 REVOKE EXECUTE ON FUNCTION cdc.complete(integer) FROM PUBLIC;

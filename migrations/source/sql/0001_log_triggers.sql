@@ -60,7 +60,8 @@ $$;
 -- The function behind one operation's triggers on one captured table; all relations below a partitioned one share it.
 -- Nothing in it fails whatever becomes of the table's columns, and there is no EXCEPTION block: that would be a
 -- subtransaction and an xid for each statement. It runs as its owner with a fixed search path, so that writers need
--- no rights on the log.
+-- no rights on the log. Where the owner is another role by now (REASSIGN OWNED) and may not log, the statement goes on
+-- without a record: the capture finds that, gives the owner the rights and reads the table anew.
 CREATE FUNCTION cdc.create_log_function(
     attached integer, target regclass, wanted name[], level text, operation text) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
@@ -88,6 +89,16 @@ BEGIN
 DECLARE
     place smallint;
 BEGIN
+    -- In this order and by names as texts: without USAGE on the schema no name in it may even be planned with.
+    IF NOT pg_catalog.has_schema_privilege(''cdc'', ''USAGE'') THEN
+        RETURN NULL;
+    ELSIF NOT (pg_catalog.has_table_privilege(''cdc.captured_table'', ''SELECT'')
+               AND pg_catalog.has_table_privilege(''cdc.log_%1$s_0'', ''SELECT'')
+               AND pg_catalog.has_table_privilege(''cdc.log_%1$s_0'', ''INSERT'')
+               AND pg_catalog.has_table_privilege(''cdc.log_%1$s_1'', ''SELECT'')
+               AND pg_catalog.has_table_privilege(''cdc.log_%1$s_1'', ''INSERT'')) THEN
+        RETURN NULL;
+    END IF;
     -- 0 and 1: the part to fill, 2 and 3: that part is full; none is seen in a snapshot from before it was attached.
     SELECT t.active_part + CASE WHEN pg_catalog.pg_relation_size(
                CASE t.active_part WHEN 0 THEN ''cdc.log_%1$s_0''::regclass ELSE ''cdc.log_%1$s_1''::regclass END)
