@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Message
 
 from cdc.cursor import Sweep
 from cdc.errors import WireError
-from runtime.errors import RetryableError
-from runtime.kafka import consumer, kafka_error
+from cdc.records import RecordReader
 from runtime.settings import KafkaSettings
-
-_POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,46 +32,29 @@ class KeyReader:
 
     def __init__(self, settings: KafkaSettings, topic: str, sweep: Sweep) -> None:
         self._topic = topic
-        self._next = list(sweep.next_offsets)
         self._ends = sweep.end_offsets
-        self._consumer: Consumer = consumer(
-            settings, group=f"{settings.topic_prefix}-sweep", name="viewkeeper-cdc-sweep"
-        )
-        self._consumer.assign(
-            [TopicPartition(topic, number, self._next[number] or OFFSET_BEGINNING) for number in self._unread()]
-        )
+        self._reader = RecordReader(settings, topic, sweep.next_offsets, name="sweep")
 
     def batch(self, most_records: int) -> Batch:
         """Read so many records at most; raise RetryableError if none comes for long."""
         keys: set[bytes] = set()
         read = 0
-        while read < most_records and self._unread():
-            # consume(n) waits until there are n: wait for one, then take what has come with it.
-            messages = self._consumer.consume(1, _POLL_SECONDS) + self._consumer.consume(most_records - read, 0)
-            if not messages:
-                raise RetryableError(
-                    f"topic {self._topic}: nothing to read within {_POLL_SECONDS:.0f} s, though its end is not reached"
-                )
-            read += len(messages)
-            keys.update(filter(None, map(self._living_key, messages)))
-        next_offsets = tuple(self._next) if self._unread() else None
+        while read < most_records and self._reader.is_behind(self._ends):
+            records = self._reader.read(most_records - read)
+            read += len(records)
+            keys.update(filter(None, map(_living_key, records)))
+        next_offsets = self._reader.next_offsets if self._reader.is_behind(self._ends) else None
         return Batch(key_columns(self._topic, keys), next_offsets)
 
     def close(self) -> None:
         """Close the consumer."""
-        self._consumer.close()
+        self._reader.close()
 
-    def _unread(self) -> list[int]:
-        return [number for number, end in enumerate(self._ends) if self._next[number] < end]
 
-    def _living_key(self, message: Message) -> bytes | None:
-        """Note how far a message has brought its partition; return its key, None for a tombstone."""
-        number, offset, failure = message.partition(), message.offset(), message.error()
-        if number is None or offset is None or (failure and failure.code() != KafkaError._PARTITION_EOF):
-            raise kafka_error(failure or KafkaError(KafkaError._FAIL), f"topic {self._topic}")
-        self._next[number] = offset + (failure is None)
-        key = message.key()
-        return key if failure is None and message.value() is not None and isinstance(key, bytes) else None
+def _living_key(record: Message) -> bytes | None:
+    """Return a record's key, None for a tombstone."""
+    key = record.key()
+    return key if record.value() is not None and isinstance(key, bytes) else None
 
 
 def key_columns(topic: str, keys: set[bytes]) -> list[list[str]]:
