@@ -4,7 +4,6 @@ The structs here and their fields are the JSON of `viewkeeper-cdc status --json`
 Times are ISO 8601, sizes bytes, spans seconds; what is not known is null.
 """
 
-import time
 from contextlib import closing
 from datetime import datetime
 
@@ -29,7 +28,6 @@ from runtime.kafka import admin, check_reachable
 from runtime.postgres import connect, describe, translated
 from runtime.settings import StatusSettings
 
-LOOK_SECONDS = 0.1
 OLD_WATERMARK_SECONDS = 10.0
 FULL_LOG = 0.5
 """From this part of its limit on, a change log is for a person to see to."""
@@ -107,19 +105,13 @@ def read_status(settings: StatusSettings) -> Status:
         check_reachable(client, settings)
         watch = LeaderWatch(connection, settings.cdc_name, where=where)
         with CursorTail(client, settings, settings.cdc_name) as tail:
-            leader = _settled(watch)
+            leader = watch.settled()
             cursor = tail.newest()
         # A leader that is alive has compared the tokens, and is past the one that was read here.
         token_known = None if cursor is None else leader.alive or cursor.token in watch.tokens
         return _status(
             settings, StatusSource(connection, settings.cdc_name, where=where), client, leader, cursor, token_known
         )
-
-
-def _settled(watch: LeaderWatch) -> Leader:
-    while not watch.is_settled(leader := watch.look()):
-        time.sleep(LOOK_SECONDS)
-    return leader
 
 
 def _status(

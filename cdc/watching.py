@@ -16,6 +16,7 @@ from runtime.kafka import translated as kafka_translated
 from runtime.postgres import translated
 from runtime.settings import KafkaSettings
 
+LOOK_SECONDS = 0.1
 ALIVE_SECONDS = 3.0
 """A leader raises its beat each second; one that has not for so long is taken to be gone."""
 
@@ -112,6 +113,12 @@ class LeaderWatch:
         self._beat = beat
         alive = name is not None and self._moved_at is not None and now - self._moved_at < ALIVE_SECONDS
         return Leader(name=name, alive=alive)
+
+    def settled(self) -> Leader:
+        """Look until it is known whether a leader is alive, which takes three seconds where none is."""
+        while not self.is_settled(leader := self.look()):
+            time.sleep(LOOK_SECONDS)
+        return leader
 
     def is_settled(self, leader: Leader) -> bool:
         """Return whether further looks could not show yet that a leader who looked dead is alive."""
