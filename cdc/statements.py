@@ -122,6 +122,21 @@ def living(table: CapturedTable) -> Composed:
     )
 
 
+def topic_images(table: CapturedTable) -> Composed:
+    """Select key and row, as JSON text, of the keys from the topic in parameters `k1`, …; a row that is gone is NULL."""
+    return SQL("""
+        SELECT {key}, CASE WHEN t.{first} IS NOT NULL THEN row_to_json(r.*)::text END
+        FROM {changed} AS changed LEFT JOIN {table} AS t ON {joined} CROSS JOIN LATERAL (SELECT {values}) AS r
+    """).format(
+        key=key_json(table.key, _changed(table)),
+        first=column_name(table.key[0]),
+        changed=_listed(table, lambda _column: "text", _from_json),
+        table=rows_name(table),
+        joined=_joined(table),
+        values=wire_values(table.columns),
+    )
+
+
 def gone(table: CapturedTable) -> Composed:
     """Select the key, as JSON text, of those of the logged keys in parameters `k1`, … that have no row."""
     return _gone(table, _listed(table, log_type, _from_log))
@@ -141,6 +156,15 @@ def _gone(table: CapturedTable, listed: Composed) -> Composed:
         listed=listed,
         table=rows_name(table),
         joined=_joined(table),
+    )
+
+
+def log_keys(table: CapturedTable) -> Composed:
+    """Log the keys from the topic in parameters `k1`, … as changed."""
+    return SQL("SELECT cdc.log_keys({attachment}, VARIADIC ARRAY[{arrays}]) FROM {changed} AS changed").format(
+        attachment=Literal(table.attachment),
+        arrays=_array_literals([SQL("{}::text").format(key) for key in _changed(table)]),
+        changed=_listed(table, lambda _column: "text", _from_json),
     )
 
 
@@ -197,7 +221,7 @@ def _records(table: CapturedTable, snapshot: Composable, condition: Composable =
     )
 
 
-def _array_literals(names: Sequence[Identifier]) -> Composed:
+def _array_literals(names: Sequence[Composable]) -> Composed:
     return SQL(", ").join(SQL("array_agg({})::text").format(name) for name in names)
 
 

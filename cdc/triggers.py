@@ -287,6 +287,24 @@ class TriggerSource:
                 rows, is_cut = self._page_rows(sql, values, most_rows)
         return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
 
+    def look_up(self, table: CapturedTable, keys: Literals, *, most_rows: int) -> Page | None:
+        """Read the rows of `keys` from the topic in a snapshot of their own; None while the table is locked.
+
+        Each key comes back as the capture writes it; a row that is not there is None.
+        """
+        with translated(self._where), self._reading((table,)) as readable:
+            if not readable:
+                return None
+            read_at_ms = self._head(readable).read_at_ms
+            sql = self._render((table, "topic images"), lambda: statements.topic_images(table))
+            rows, is_cut = self._page_rows(sql, _arrays(keys), most_rows)
+        return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
+
+    def log_keys(self, table: CapturedTable, keys: Literals) -> None:
+        """Log `keys` from the topic as changed: whoever captures the table reads and publishes them."""
+        with translated(self._where):
+            self._connection.execute(self._render((table, "log"), lambda: statements.log_keys(table)), _arrays(keys))
+
     @contextmanager
     def _reading(self, tables: Sequence[CapturedTable]) -> Iterator[tuple[CapturedTable, ...]]:
         """Begin a reading transaction with its tables locked; yields those that could be locked."""

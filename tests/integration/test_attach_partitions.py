@@ -118,11 +118,12 @@ def test_detach_takes_the_triggers_off_all_parts(logged: Logged, level: Level) -
     logged.run("INSERT INTO root VALUES ('x', 101)", "INSERT INTO low VALUES ('x', 1)")
 
 
-def test_complete_and_log_changes_are_for_those_alone_who_were_given_them(logged: Logged) -> None:
+def test_complete_and_the_logging_of_keys_are_for_those_alone_who_were_given_them(logged: Logged) -> None:
     log = logged.attach("tweets")
     with other_role(logged.session, "stranger") as role:
         logged.run(f"GRANT USAGE ON SCHEMA cdc TO {role}", f"SET ROLE {role}")
-        for call in (f"cdc.complete({log})", "cdc.log_changes('public.tweets', '{1}')"):
+        logs = ("cdc.log_changes('public.tweets', '{1}')", f"cdc.log_keys({log}, '{{1}}')")
+        for call in (f"cdc.complete({log})", *logs):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 logged.run(f"SELECT {call}")
         logged.run("RESET ROLE")

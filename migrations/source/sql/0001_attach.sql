@@ -237,33 +237,40 @@ BEGIN
 END
 $$;
 
--- Log keys of a relation that has no triggers of its own, a plain SQL view for instance, for every capture that it is
--- attached to: one array literal a key column, SELECT cdc.log_changes('public.user_information', '{1,2,3}'). A key that
--- is NULL in part is no row's, and is left out. Call it from a SECURITY DEFINER function of a role that may.
-CREATE FUNCTION cdc.log_changes(target regclass, VARIADIC keys text[]) RETURNS void
+-- Log keys as changed in one attachment's change log, as its triggers would: one array literal a key column. A key that
+-- is NULL in part is no row's, and is left out.
+CREATE FUNCTION cdc.log_keys(attachment integer, VARIADIC keys text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE
     known cdc.captured_table;
     part text;
 BEGIN
-    FOR known IN SELECT * FROM cdc.captured_table t WHERE t.table_oid = target LOOP
-        IF cardinality(keys) <> cardinality(known.key_columns) THEN
-            RAISE EXCEPTION 'the key of %.% is (%): % arrays are wanted, not %', known.table_schema, known.table_name,
-                            array_to_string(known.key_columns, ', '), cardinality(known.key_columns), cardinality(keys)
-                USING ERRCODE = 'invalid_parameter_value';
-        END IF;
-        part := format('cdc.log_%s_%s', known.id, known.active_part);
-        IF pg_catalog.pg_relation_size(part::regclass) >= known.log_limit_bytes THEN
-            EXECUTE cdc.limit_record(known.id, known.active_part);
-        ELSE
-            EXECUTE (
-                SELECT format('INSERT INTO %1$s (%2$s) SELECT %2$s FROM unnest(%3$s) AS given(%2$s) '
-                              'WHERE (%2$s) IS NOT NULL', part,
-                              string_agg(format('k%s', k.place), ', ' ORDER BY k.place),
-                              string_agg(format('%L::%s[]', keys[k.place], k.log_type), ', ' ORDER BY k.place))
-                FROM unnest(known.key_types) WITH ORDINALITY k(log_type, place));
-        END IF;
-    END LOOP;
+    SELECT * INTO STRICT known FROM cdc.captured_table t WHERE t.id = attachment;
+    IF cardinality(keys) <> cardinality(known.key_columns) THEN
+        RAISE EXCEPTION 'the key of %.% is (%): % arrays are wanted, not %', known.table_schema, known.table_name,
+                        array_to_string(known.key_columns, ', '), cardinality(known.key_columns), cardinality(keys)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    part := format('cdc.log_%s_%s', known.id, known.active_part);
+    IF pg_catalog.pg_relation_size(part::regclass) >= known.log_limit_bytes THEN
+        EXECUTE cdc.limit_record(known.id, known.active_part);
+    ELSE
+        EXECUTE (
+            SELECT format('INSERT INTO %1$s (%2$s) SELECT %2$s FROM unnest(%3$s) AS given(%2$s) '
+                          'WHERE (%2$s) IS NOT NULL', part,
+                          string_agg(format('k%s', k.place), ', ' ORDER BY k.place),
+                          string_agg(format('%L::%s[]', keys[k.place], k.log_type), ', ' ORDER BY k.place))
+            FROM unnest(known.key_types) WITH ORDINALITY k(log_type, place));
+    END IF;
 END
+$$;
+REVOKE EXECUTE ON FUNCTION cdc.log_keys(integer, text[]) FROM PUBLIC;
+
+-- Log keys of a relation that has no triggers of its own, a plain SQL view for instance, for every capture that it is
+-- attached to: SELECT cdc.log_changes('public.user_information', '{1,2,3}'), the keys as cdc.log_keys takes them. Call
+-- it from a SECURITY DEFINER function of a role that may.
+CREATE FUNCTION cdc.log_changes(target regclass, VARIADIC keys text[]) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = '' AS $$
+    SELECT cdc.log_keys(t.id, VARIADIC keys) FROM cdc.captured_table t WHERE t.table_oid = target
 $$;
 REVOKE EXECUTE ON FUNCTION cdc.log_changes(regclass, text[]) FROM PUBLIC;

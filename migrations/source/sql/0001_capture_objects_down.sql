@@ -1,6 +1,7 @@
 SELECT cdc.detach(capture, table_schema, table_name) FROM cdc.captured_table;
 DROP FUNCTION
     cdc.log_changes(regclass, text[]),
+    cdc.log_keys(integer, text[]),
     cdc.detach(text, name, name),
     cdc.complete(integer),
     cdc.restore_logging(integer, regclass),
