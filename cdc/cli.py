@@ -1,7 +1,7 @@
-"""`viewkeeper-cdc`: run the capture, attach tables to it and detach them, ask for snapshots, show the status."""
+"""`viewkeeper-cdc`: run the capture, attach and detach tables, ask for snapshots, compare topics, show the status."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 import click
@@ -12,6 +12,8 @@ from rich.console import Console
 from cdc.attachment import attach, detach
 from cdc.daemon import run_session
 from cdc.documents import Attachment, Attachments, RequestedSnapshot, RequestedSnapshots
+from cdc.reconcile import reconcile
+from cdc.reconcile_report import Shown, conclusion, counts_and_keys, json_pieces, progress, shown
 from cdc.requests import SnapshotRequest, follow, request_snapshots
 from cdc.snapshot_screen import show
 from cdc.status import read_status
@@ -192,6 +194,55 @@ def _wait_for(
     except KeyboardInterrupt:
         click.echo("not waited for; the requests stand, see: viewkeeper-cdc status", err=True)
         raise click.Abort from None
+
+
+@commands.command("reconcile", epilog=settings_epilog(StatusSettings))
+@click.argument("tables", nargs=-1, metavar="[TABLE…]")
+@click.option("--dry-run", is_flag=True, help="Only say what differs.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a table, with all keys that differ.")
+@click.option(
+    "--wait-seconds", default=60.0, show_default=True, help="How long the capture may take to reach the source's time."
+)
+def reconcile_tables(tables: tuple[str, ...], *, dry_run: bool, as_json: bool, wait_seconds: float) -> None:
+    """Compare the topics of TABLEs, or of all that are captured, with their tables, while both keep changing.
+
+    A key is missing (its row is not in the topic), stale (the topic has another row), a ghost (the topic has a row that
+    the table has not) or foreign (of a form that the capture never writes). It differs if that is seen five times while
+    its row stood still; one that never does is undecided, and no difference. Rows that are held back for their size are
+    counted apart.
+
+    The running capture publishes the keys that differ, then they are compared once more; nothing is published by this
+    command. The topic's keys are kept meanwhile in a temporary file, where TMPDIR says. Exit code 1 if keys differ:
+    all that were found in a dry run, otherwise those that are left.
+    """
+    settings = start(StatusSettings)
+    names = [TableName.parse(table) for table in tables]
+    console = Console(highlight=False, markup=False, emoji=False)
+    found: list[Shown] = []
+    try:
+        with (
+            progress() as say,
+            closing(reconcile(settings, names, repair=not dry_run, wait_seconds=wait_seconds, say=say)) as results,
+        ):
+            for one in results:
+                found.append(shown(one))
+                if as_json:
+                    _echo_all(json_pieces(one))
+    except KeyboardInterrupt:
+        click.echo("not compared to the end; what was handed to the capture is published all the same", err=True)
+        raise click.Abort from None
+    finally:
+        if found and not as_json:
+            console.print(counts_and_keys(found))
+    if not as_json:
+        console.print(conclusion(found, dry_run=dry_run))
+    if any(one.report.left for one in found):
+        sys.exit(1)
+
+
+def _echo_all(pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        click.echo(piece, nl=False)
 
 
 @commands.command(epilog=settings_epilog(StatusSettings))

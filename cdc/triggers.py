@@ -287,7 +287,7 @@ class TriggerSource:
                 rows, is_cut = self._page_rows(sql, values, most_rows)
         return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
 
-    def look_up(self, table: CapturedTable, keys: Literals, *, most_rows: int) -> Page | None:
+    def look_up(self, table: CapturedTable, keys: Sequence[Sequence[str]], *, most_rows: int) -> Page | None:
         """Read the rows of `keys` from the topic in a snapshot of their own; None while the table is locked.
 
         Each key comes back as the capture writes it; a row that is not there is None.
@@ -300,7 +300,7 @@ class TriggerSource:
             rows, is_cut = self._page_rows(sql, _arrays(keys), most_rows)
         return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
 
-    def log_keys(self, table: CapturedTable, keys: Literals) -> None:
+    def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Log `keys` from the topic as changed: whoever captures the table reads and publishes them."""
         with translated(self._where):
             self._connection.execute(self._render((table, "log"), lambda: statements.log_keys(table)), _arrays(keys))

@@ -8,7 +8,7 @@ import pytest
 
 from cdc.change import Page
 from cdc.tables import CapturedTable, captured_tables
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import SESSION, Keys, TriggerSource
 from runtime.postgres import connect
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets, tombstones
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.newest_postgres
 
 ROWS = 8_000
 PAGES = {"VIEWKEEPER_CDC_CHUNK_ROWS": "50"}
-KEYS = ("{1,2,3}",)
+KEYS = Keys(3, ("{1,2,3}",))
 READS: dict[str, Callable[[TriggerSource, CapturedTable], Page | None]] = {
-    "page_of_a_large_round": lambda source, table: source.page(table, KEYS, most_rows=100),
+    "page_of_a_large_round": lambda source, table: source.page(table, KEYS),
     "chunk_of_a_snapshot": lambda source, table: source.chunk(table, None, most_rows=100),
-    "batch_of_a_sweep": lambda source, table: source.gone(table, KEYS),
+    "batch_of_a_sweep": lambda source, table: source.ghosts(table, [["1", "2", "3"]]),
 }
 
 

@@ -1,0 +1,73 @@
+"""A table's watermark in the cursor topic, for a command that has to know what the topic reflects."""
+
+import time
+from datetime import datetime
+
+from cdc.cursor import TableCursor, Watermark
+from cdc.errors import CaptureError
+from cdc.progress import phase
+from cdc.tables import CapturedTable
+from cdc.watching import CursorTail
+
+LOOK_SECONDS = 0.05
+
+
+class Watermarks:
+    """Follows one table's part of the cursor, as long as it is the table's that was seen with fingerprint `shape`."""
+
+    def __init__(self, tail: CursorTail, table: CapturedTable, shape: str, *, wait_seconds: float) -> None:
+        self._tail = tail
+        self._table = table
+        self._shape = shape
+        self._wait_seconds = wait_seconds
+
+    def first(self) -> TableCursor:
+        """Return the table's part of the newest cursor; raise CaptureError if it has no watermark."""
+        entry = self._newest()
+        if entry is None:
+            raise CaptureError(
+                f"{self._table.name} has not been taken up by the capture yet: see viewkeeper-cdc status"
+            )
+        if entry.watermark is None:
+            raise CaptureError(
+                f"{self._table.name} has no watermark, so that nothing tells how far its topic reflects it: "
+                f"{phase(entry)}; run this again once it is complete, see viewkeeper-cdc status"
+            )
+        return entry
+
+    def passed(self, time_of_source: datetime) -> tuple[TableCursor, Watermark]:
+        """Wait until everything that was committed by a time has been published.
+
+        Raises CaptureError if that takes too long, or if the table was altered or attached anew meanwhile.
+        """
+        deadline = time.monotonic() + self._wait_seconds
+        while True:
+            entry = self._newest()
+            watermark = entry.watermark if entry else None
+            # An uncertain time is one that the source's clock went back behind: more may have been committed by it.
+            if entry and watermark and watermark.time >= time_of_source and not watermark.uncertain:
+                return entry, watermark
+            if time.monotonic() > deadline:
+                raise CaptureError(self._late(entry, time_of_source))
+            time.sleep(LOOK_SECONDS)
+
+    def _newest(self) -> TableCursor | None:
+        cursor = self._tail.newest()
+        entry = cursor.tables.get(str(self._table.name)) if cursor else None
+        if entry is None:
+            return None
+        if entry.attachment != self._table.attachment or (entry.fingerprint and entry.fingerprint.shape != self._shape):
+            raise CaptureError(
+                f"{self._table.name} was altered or attached anew, before the capture saw it or while it was compared: "
+                "run this again"
+            )
+        return entry
+
+    def _late(self, entry: TableCursor | None, time_of_source: datetime) -> str:
+        known = entry.watermark if entry else None
+        words = "none" if known is None else f"{known.time.isoformat()}{' (uncertain)' if known.uncertain else ''}"
+        return (
+            f"{self._table.name} has not been published up to {time_of_source.isoformat()} of its source within "
+            f"{self._wait_seconds:g} s; its watermark is {words}{f', {phase(entry)}' if entry else ''}: "
+            "is viewkeeper-cdc run at work? see viewkeeper-cdc status"
+        )
