@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient
 from cdc.cursor import TableCursor
 from cdc.errors import CaptureError
 from cdc.images import Images, open_images
+from cdc.masks import demand_key, mask_session
 from cdc.reconciling import Reconciling, Say, Tally
 from cdc.records import RecordReader
 from cdc.source_rows import SourceRows
@@ -56,8 +57,9 @@ def reconcile(
     """
     where = describe(settings.source_url)
     client = admin(settings, name="viewkeeper-cdc-reconcile")
+    session = SESSION | mask_session(settings.cdc_mask_key)
     with (
-        closing(connect(settings.source_url, name=_NAME, settings=SESSION)) as reading,
+        closing(connect(settings.source_url, name=_NAME, settings=session)) as reading,
         closing(connect(settings.source_url, name=_NAME, settings=STATUS_SESSION)) as watching,
         CursorTail(client, settings, settings.cdc_name) as tail,
     ):
@@ -68,6 +70,7 @@ def reconcile(
         source = TriggerSource(reading, settings.cdc_name, where=where)
         attached, looks = source.attached()
         tables = _chosen(attached, names, settings, where)
+        demand_key(tables, settings.cdc_mask_key)
         followed = {
             table.name: Watermarks(tail, table, looks[table.attachment].shape, wait_seconds=wait_seconds)
             for table in tables

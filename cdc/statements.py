@@ -123,7 +123,7 @@ def living(table: CapturedTable) -> Composed:
 
 
 def topic_images(table: CapturedTable) -> Composed:
-    """Select key and row, as JSON text, of the keys from the topic in parameters `k1`, …; NULL where there is no row."""
+    """Select key and row, as JSON text, of the keys from the topic in parameters `k1`, …; NULL if there is no row."""
     return SQL("""
         SELECT {key}, CASE WHEN t.{first} IS NOT NULL THEN row_to_json(r.*)::text END
         FROM {changed} AS changed LEFT JOIN {table} AS t ON {joined} CROSS JOIN LATERAL (SELECT {values}) AS r

@@ -14,8 +14,10 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
+from cdc.attachment import attach
+from cdc.wire import TableName
 from tests.daemons import Daemon, Daemons
-from tests.integration.captured_source import Source, headers, insert_tweets
+from tests.integration.captured_source import CAPTURE, Source, headers, insert_tweets
 from tests.waiting import wait_until
 
 STALE, MISSING, GHOST = b'{"tweet_id":1}', b'{"tweet_id":2}', b'{"tweet_id":1000}'
@@ -45,9 +47,9 @@ class Reconcile:
     def begin(self, *arguments: str, **settings: str) -> Daemon:
         return self._daemon("cdc", "reconcile", *arguments, settings=settings)
 
-    def json(self, *arguments: str, exit_code: int = 0) -> dict[str, dict[str, Any]]:
+    def json(self, *arguments: str, exit_code: int = 0, **settings: str) -> dict[str, dict[str, Any]]:
         """Return what it says of each table; fails with its log for another exit code."""
-        command = self.begin("--json", *arguments)
+        command = self.begin("--json", *arguments, **settings)
         code = command.wait(60)
         assert code == exit_code, command.log_text()
         return {report["table"]: report for report in reports(command)}
@@ -421,3 +423,16 @@ def _unnamed_bytes(command: Daemon, folder: Path) -> int:
     """Return the size of the files that it has open and that have no name any more."""
     files = Path(f"/proc/{command.pid}/fd").iterdir()
     return sum(file.stat().st_size for file in files if str(file.readlink()).startswith(str(folder)))
+
+
+def test_masked_columns_are_compared_under_the_same_key(source: Source, daemon: Daemons, reconcile: Reconcile) -> None:
+    key = {"VIEWKEEPER_CDC_MASK_KEY": "a secret of some length"}
+    source.run("INSERT INTO users (user_id, username, location) VALUES (1, 'ann', 'here')")
+    users = TableName("public", "users")
+    attach(source.connection, CAPTURE, users, where="test", columns=("user_id", "username"), masks=("username",))
+    daemon("cdc", "run", settings=key)
+    source.wait_published("users")
+    assert counts(reconcile.json("--dry-run", **key)["public.users"]) == {"compared": 1, "equal": 1}
+    refused = reconcile.begin("users")
+    assert refused.wait(60) == 2
+    assert "VIEWKEEPER_CDC_MASK_KEY is not set, and public.users has masked columns" in refused.log_text()
