@@ -25,6 +25,7 @@ def commands() -> None:
 @commands.command()
 @click.option("--postgres", is_flag=True, help="Run Postgres.")
 @click.option("--kafka", is_flag=True, help="Run a Kafka broker.")
+@click.option("--registry", is_flag=True, help="Run a Schema Registry, for VIEWKEEPER_ENCODING=avro.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
@@ -33,15 +34,15 @@ def commands() -> None:
     help="Folder of the servers' data; it survives a restart.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON object.")
-def up(*, postgres: bool, kafka: bool, data: Path, as_json: bool) -> None:
+def up(*, postgres: bool, kafka: bool, registry: bool, data: Path, as_json: bool) -> None:
     """Run Postgres and Kafka, or the servers named, until Ctrl-C.
 
     Once they are ready, prints their addresses as settings, one NAME=value a line.
     """
-    if not (postgres or kafka):
+    if not (postgres or kafka or registry):
         postgres = kafka = True
     _interrupt_once()
-    with suppress(KeyboardInterrupt), stack(data, postgres=postgres, kafka=kafka) as running:
+    with suppress(KeyboardInterrupt), stack(data, postgres=postgres, kafka=kafka, registry=registry) as running:
         click.echo(_shown(running, as_json=as_json))
         ended = _wait_for_a_dead_server(running)
         raise LocalStackError(f"{ended} ended by itself; its log is in {data / ended.lower()}")
@@ -66,7 +67,7 @@ def _interrupt_once() -> None:
 
 def _wait_for_a_dead_server(running: Stack) -> str:
     """Wait until a server is gone, and name it."""
-    servers = {"Postgres": running.postgres, "Kafka": running.kafka}
+    servers = {"Postgres": running.postgres, "Kafka": running.kafka, "Registry": running.registry}
     pids = {name: server.pid for name, server in servers.items() if server}
     while True:
         for name, pid in pids.items():

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 
 from compose.local.errors import LocalSettingError, LocalStackError
 from compose.local.kafka import READY_TIMEOUT_SECONDS, KafkaBroker
@@ -22,6 +23,7 @@ from compose.local.kafka import kafka as run_kafka
 from compose.local.postgres import PostgresServer
 from compose.local.postgres import postgres as run_postgres
 from compose.local.process import free_port
+from compose.local.registry import registry as run_registry
 from compose.local.stack import stack
 from compose.local.unprivileged import needed_unprivileged
 from tests.daemons import ROOT
@@ -177,6 +179,21 @@ def test_a_killed_broker_starts_again_with_what_was_acknowledged(tmp_path: Path)
         assert consume(again.bootstrap_servers, 1) == ["acknowledged"]
 
 
+def test_a_killed_registry_starts_again_with_its_schemas_and_refuses_what_does_not_fit_them(tmp_path: Path) -> None:
+    def schema(kind: str) -> Schema:
+        return Schema(f'{{"type": "record", "name": "Row", "fields": [{{"name": "id", "type": "{kind}"}}]}}', "AVRO")
+
+    with run_registry(tmp_path) as running, SchemaRegistryClient({"url": running.url}) as client:
+        number = client.register_schema("rows", schema("long"))
+        os.kill(running.pid, signal.SIGKILL)
+    with run_registry(tmp_path) as again, SchemaRegistryClient({"url": again.url}) as client:
+        assert client.lookup_schema("rows", schema("long")).schema_id == number
+        with pytest.raises(SchemaRegistryError, match="Incompatible") as refused:
+            client.register_schema("rows", schema("string"))
+        assert refused.value.http_status_code == 409
+    assert processes_of(tmp_path) == []
+
+
 def test_a_broker_that_dies_at_start_is_reported_soon_with_its_log(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "meta.properties").write_text("version=1\nnode.id=7\ncluster.id=another\n")
@@ -214,6 +231,17 @@ def test_a_killed_command_takes_its_servers_along_and_can_be_started_again(tmp_p
             again.kill()
             again.wait()
     wait_until(lambda: processes_of(tmp_path) == [], what="the end of servers whose starter was killed")
+
+
+def test_the_command_runs_a_registry_alone_where_it_alone_is_named(tmp_path: Path) -> None:
+    with viewkeeper_local(tmp_path, "--registry") as (process, line):
+        name, _, url = line.strip().partition("=")
+        assert name == "VIEWKEEPER_SCHEMA_REGISTRY_URL"
+        with SchemaRegistryClient({"url": url}) as client:
+            assert client.get_subjects() == []
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+    assert processes_of(tmp_path) == []
 
 
 def test_a_command_on_a_folder_in_use_ends_with_code_2(postgres: PostgresServer) -> None:
