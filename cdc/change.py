@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from cdc.cursor import TableCursor
-from cdc.wire import TableName
+from cdc.tables import CapturedTable
 
 KeyAndRow = tuple[bytes, bytes | None]
 """A change: the key's JSON, and the row's JSON or None for a row that is gone."""
@@ -24,10 +24,11 @@ class Op(StrEnum):
 class Page:
     """Changes of one table, read in one snapshot at `read_at_ms` (milliseconds since 1970, source's clock).
 
+    `table` has the columns that the rows were read with: a table may be altered before its page is published.
     `is_cut` says that reading stopped before the last of what was asked for, since the rows are wide.
     """
 
-    table: TableName
+    table: CapturedTable
     changes: Sequence[KeyAndRow]
     read_at_ms: int
     op: Op

@@ -59,7 +59,8 @@ class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     topic has equalled the table since its own snapshot: nothing is `reading` or to `sweep`. `next_offsets` is the next
     offset of each partition of `topic` as known by this capture. `key` names and types the key columns, `labels` has
     those of the enums among them. `request` is the newest request for a snapshot that was begun; `held_back` lists the
-    keys (JSON) of rows that are too large.
+    keys (JSON) of rows that are too large. `encoding` is how the topic was written; with Avro each of its keys begins
+    with the id `key_schema`.
     """
 
     topic: str
@@ -76,6 +77,8 @@ class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     watermark: Watermark | None = None
     request: int = 0
     held_back: tuple[str, ...] = ()
+    encoding: str = "json"
+    key_schema: int | None = None
 
 
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from cdc.ahead import Ahead
 from cdc.capture import Capture
 from cdc.cursor import Cursor
 from cdc.cursors import read_cursors
+from cdc.encoding import encoding_of
 from cdc.errors import CatalogChanged
 from cdc.housekeeping import Housekeeping
 from cdc.lease import Lease
@@ -95,9 +96,11 @@ def _lead(
         sender.init_transactions(_INIT_SECONDS)
     cursors = read_cursors(client, settings, stop)
     cursor = cursors.get(settings.cdc_name) or Cursor(capture=settings.cdc_name, token="", tables={})
-    taking_up = TakingUp(settings, client, lambda: read_cursors(client, settings, stop))
+    encoding = encoding_of(settings)
+    taking_up = TakingUp(settings, client, encoding, lambda: read_cursors(client, settings, stop))
     publisher = Publisher(
         sender,
+        encoding,
         prefix=settings.topic_prefix,
         capture=settings.cdc_name,
         limits=taking_up.limits,

@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from cdc import metrics
 from cdc.change import KeyAndRow, Op, Page
 from cdc.cursor import Cursor, TableCursor
+from cdc.encoding import Encoding
 from cdc.errors import CaptureError
 from cdc.wire import OP_HEADER, SOURCE_TIME_HEADER, TABLE_HEADER, cursor_topic_name, topic_name
 from runtime.errors import RetryableError
@@ -39,9 +40,17 @@ class Publisher:
     """
 
     def __init__(
-        self, producer: Producer, *, prefix: str, capture: str, limits: Mapping[str, int], hold_back: bool
+        self,
+        producer: Producer,
+        encoding: Encoding,
+        *,
+        prefix: str,
+        capture: str,
+        limits: Mapping[str, int],
+        hold_back: bool,
     ) -> None:
         self._producer = producer
+        self._encoding = encoding
         self._capture = capture
         self._prefix = prefix
         self._cursor_topic = cursor_topic_name(prefix)
@@ -69,15 +78,16 @@ class Publisher:
         return tuple(sorted(key.decode() for key in self._held[topic]))
 
     def publish(self, page: Page) -> None:
-        """Add a page to the open Kafka transaction, which is begun if there is none.
+        """Add a page, encoded, to the open Kafka transaction, which is begun if there is none.
 
-        Raises CaptureError for a record that is larger than the topic takes, unless such are held back.
+        Raises CaptureError for a record that is larger than the topic takes, unless such are held back, and what the
+        encoding raises.
         """
         if not page.changes:
             return
+        topic = topic_name(self._prefix, page.table.name)
+        changes = self._fitting(topic, page.changes, self._encoding.encoded(topic, page))
         self._begin()
-        topic = topic_name(self._prefix, page.table)
-        changes = self._fitting(topic, page.changes)
         upserted, deleted = _headers(page, page.op), _headers(page, Op.DELETE)
         produce, delivered = self._producer.produce, self._delivered_to(topic)
         # One call a record and nothing else: these calls are most of what capture costs. Names of arguments would be
@@ -90,7 +100,7 @@ class Publisher:
                 self._produce(topic, key, row, headers, delivered)
         with translated(f"topic {topic}"):
             self._producer.poll(0)
-        metrics.CHANGES_PUBLISHED.labels(str(page.table)).inc(len(changes))
+        metrics.CHANGES_PUBLISHED.labels(str(page.table.name)).inc(len(changes))
 
     def commit(self, flush: Callable[[], str], cursor: Callable[[str], Cursor], check: Callable[[], None]) -> None:
         """Commit the open transaction, after `flush` has flushed the source; its token goes into the cursor.
@@ -115,24 +125,27 @@ class Publisher:
                 self._producer.begin_transaction()
             self._open = True
 
-    def _fitting(self, topic: str, changes: Sequence[KeyAndRow]) -> Sequence[KeyAndRow]:
-        """Return the changes that the topic takes, and note which keys are held back, and which no longer are."""
+    def _fitting(self, topic: str, plain: Sequence[KeyAndRow], changes: Sequence[KeyAndRow]) -> Sequence[KeyAndRow]:
+        """Return the changes that the topic takes, and note which keys are held back, and which no longer are.
+
+        `plain` has the same changes in JSON, which is how keys that are held back are known.
+        """
         most_bytes, held = self._limits[topic], self._held[topic]
         longest_key = max(map(len, map(itemgetter(0), changes)))
         largest_row = max(map(len, filter(None, map(itemgetter(1), changes))), default=0)
         if longest_key + largest_row <= most_bytes and not held:
             return changes
         fitting = []
-        for key, row in changes:
+        for (name, _), (key, row) in zip(plain, changes, strict=True):
             if row is not None and len(key) + len(row) > most_bytes:
                 if not self._hold_back:
-                    raise _too_large(topic, key, row)
-                log.warning("row_held_back", topic=topic, key=key.decode(errors="replace"), bytes=len(row))
-                held.add(key)
+                    raise _too_large(topic, name, row)
+                log.warning("row_held_back", topic=topic, key=name.decode(errors="replace"), bytes=len(row))
+                held.add(name)
                 if sum(map(len, held)) > _HELD_BACK_MOST_BYTES:
                     raise _too_many_held_back(topic, len(held))
             else:
-                held.discard(key)
+                held.discard(name)
                 fitting.append((key, row))
         return fitting
 
@@ -188,7 +201,7 @@ def _headers(page: Page, op: Op) -> Headers:
     return [
         (OP_HEADER, op.encode()),
         (SOURCE_TIME_HEADER, str(page.read_at_ms).encode()),
-        (TABLE_HEADER, str(page.table).encode()),
+        (TABLE_HEADER, str(page.table.name).encode()),
     ]
 
 

@@ -329,7 +329,9 @@ class Reader:
             return None
         if entry.topic not in self._sweeps:
             log.info("ghost_sweep", table=str(table.name))
-            self._sweeps[entry.topic] = KeyReader(self._settings, entry.topic, entry.sweep)
+            self._sweeps[entry.topic] = KeyReader(
+                self._settings, self._taking_up.encoding.decoding, entry.topic, entry.sweep
+            )
         batch = self._sweeps[entry.topic].batch(self._settings.cdc_chunk_rows)
         page = self._source.ghosts(table, batch.keys)
         if page is None or batch.next_offsets is None:

@@ -7,6 +7,7 @@ import msgspec
 from confluent_kafka import Message
 
 from cdc.cursor import Sweep
+from cdc.decoding import Decoding
 from cdc.errors import WireError
 from cdc.records import RecordReader
 from runtime.settings import KafkaSettings
@@ -30,7 +31,8 @@ class KeyReader:
     either is right.
     """
 
-    def __init__(self, settings: KafkaSettings, topic: str, sweep: Sweep) -> None:
+    def __init__(self, settings: KafkaSettings, decoding: Decoding, topic: str, sweep: Sweep) -> None:
+        self._decoding = decoding
         self._topic = topic
         self._ends = sweep.end_offsets
         self._reader = RecordReader(settings, topic, sweep.next_offsets, name="sweep")
@@ -44,7 +46,14 @@ class KeyReader:
             read += len(records)
             keys.update(filter(None, map(_living_key, records)))
         next_offsets = self._reader.next_offsets if self._reader.is_behind(self._ends) else None
-        return Batch(key_columns(self._topic, keys), next_offsets)
+        return Batch(key_columns(self._topic, self._plain(keys)), next_offsets)
+
+    def _plain(self, keys: set[bytes]) -> set[bytes]:
+        """Return keys as their JSON."""
+        try:
+            return set(map(self._decoding.key_json, keys))
+        except ValueError as error:
+            raise WireError(f"topic {self._topic}: a key cannot be read: {error}") from error
 
     def close(self) -> None:
         """Close the consumer."""

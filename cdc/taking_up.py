@@ -8,6 +8,7 @@ from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
 
 from cdc.cursor import Cursor, TableCursor
+from cdc.encoding import Encoding, Form
 from cdc.errors import CaptureError
 from cdc.tables import CapturedTable
 from cdc.topics import CHANGELOG_CONFIG, Topic, end_offsets, ensure_topic, topic_identities
@@ -42,7 +43,14 @@ class TakingUp:
     the largest row, in bytes, that each topic takes for sure.
     """
 
-    def __init__(self, settings: CdcSettings, admin: AdminClient, cursors: Callable[[], Mapping[str, Cursor]]) -> None:
+    def __init__(
+        self,
+        settings: CdcSettings,
+        admin: AdminClient,
+        encoding: Encoding,
+        cursors: Callable[[], Mapping[str, Cursor]],
+    ) -> None:
+        self.encoding = encoding
         self._settings = settings
         self._admin = admin
         self._cursors = cursors
@@ -54,8 +62,10 @@ class TakingUp:
         """Return a table's part of the cursor: the `known` one, if it belongs to the table and the topic as they are.
 
         If there is none, or a snapshot was `requested` and the topic is another one by now, it is a new part, waiting.
-        Raises CaptureError, with what to do, where going on would leave the topic different from the table.
+        Raises CaptureError, with what to do, where going on would leave the topic different from the table, and what
+        the encoding raises for a table that cannot be written as it is now.
         """
+        form = self.encoding.form(topic_name(self._settings.topic_prefix, table.name), table)
         topic = ensure_topic(
             self._admin,
             self._settings,
@@ -73,9 +83,10 @@ class TakingUp:
             )
         if known is not None and any(ends) and known.topic == topic.name:
             labelled(table, known)
+            _demand_same_form(table, known, form)
         if known is not None and same and known.attachment == table.attachment:
             _demand_same_log(table, known, topic, ends)
-            return known
+            return replace(known, encoding=form.encoding, key_schema=form.key_schema)
         if known is not None and not same and known.attachment == table.attachment and not requested:
             raise CaptureError(
                 f"topic {topic.name} was deleted and made anew: what was published is gone; "
@@ -96,6 +107,8 @@ class TakingUp:
             snapshot=None,
             complete=False,
             next_offsets=ends,
+            encoding=form.encoding,
+            key_schema=form.key_schema,
         )
 
     def ends(self, entry: TableCursor) -> tuple[int, ...]:
@@ -145,6 +158,17 @@ def labelled(table: CapturedTable, entry: TableCursor) -> TableCursor:
             f"it: {_OTHER_LABELS.format(table=table.name, topic=entry.topic)}"
         )
     return replace(entry, labels=table.labels)
+
+
+def _demand_same_form(table: CapturedTable, known: TableCursor, form: Form) -> None:
+    """Raise CaptureError if keys would be other bytes than those in the topic, and lie in other partitions."""
+    before = Form(known.encoding, known.key_schema)
+    if before != form:
+        raise CaptureError(
+            f"topic {known.topic} was written with {before}, and would be written with {form} now: a key's old and new "
+            f"rows would be different keys; set it back, or delete topic {known.topic}, then "
+            f"{_ANEW.format(table=table.name)}"
+        )
 
 
 def _demand_same_log(table: CapturedTable, known: TableCursor, topic: Topic, ends: tuple[int, ...]) -> None:

@@ -240,7 +240,7 @@ class TriggerSource:
     def images(self, round_: Round, table: CapturedTable, keys: Keys) -> Page:
         """Read the rows of logged keys in the round's snapshot; a row that is gone is None."""
         if not keys.count:
-            return Page(table.name, (), round_.read_at_ms, Op.UPSERT)
+            return Page(table, (), round_.read_at_ms, Op.UPSERT)
         values = _arrays(keys.literals)
         sql = self._render((table, "living"), lambda: statements.living(table))
         with keys_of(table):
@@ -248,7 +248,7 @@ class TriggerSource:
             if not is_cut and len(rows) < keys.count:
                 sql = self._render((table, "gone"), lambda: statements.gone(table))
                 rows = [*rows, *self._rows(sql, values)]
-        return Page(table.name, rows, round_.read_at_ms, Op.UPSERT, is_cut)
+        return Page(table, rows, round_.read_at_ms, Op.UPSERT, is_cut)
 
     def drain(self, round_: Round, found: Found, previous: Snapshots, *, page_keys: int) -> Drain:
         """Take the keys of a round with more records than a page, for pages that are read one by one."""
@@ -272,7 +272,7 @@ class TriggerSource:
             sql = self._render((table, "ghosts"), lambda: statements.ghosts(table))
             with keys_of(table):
                 rows = self._rows(sql, _arrays(keys)) if keys else ()
-        return Page(table.name, rows, read_at_ms, Op.DELETE)
+        return Page(table, rows, read_at_ms, Op.DELETE)
 
     def chunk(self, table: CapturedTable, after: tuple[str, ...] | None, *, most_rows: int) -> Page | None:
         """Read the next rows of a table in key order, in a snapshot of their own; None while the table is locked."""
@@ -285,7 +285,7 @@ class TriggerSource:
             sql = self._render((table, "chunk", resumed), lambda: statements.chunk(table, resumed=resumed))
             with keys_of(table):
                 rows, is_cut = self._page_rows(sql, values, most_rows)
-        return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
+        return Page(table, rows, read_at_ms, Op.READ, is_cut)
 
     def look_up(self, table: CapturedTable, keys: Sequence[Sequence[str]], *, most_rows: int) -> Page | None:
         """Read the rows of `keys` from the topic in a snapshot of their own; None while the table is locked.
@@ -298,7 +298,7 @@ class TriggerSource:
             read_at_ms = self._head(readable).read_at_ms
             sql = self._render((table, "topic images"), lambda: statements.topic_images(table))
             rows, is_cut = self._page_rows(sql, _arrays(keys), most_rows)
-        return Page(table.name, rows, read_at_ms, Op.READ, is_cut)
+        return Page(table, rows, read_at_ms, Op.READ, is_cut)
 
     def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Log `keys` from the topic as changed: whoever captures the table reads and publishes them."""

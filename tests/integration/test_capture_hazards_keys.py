@@ -11,6 +11,7 @@ import pytest
 
 from cdc.change import Op, Unit
 from cdc.cursor import Cursor
+from cdc.encoding import JsonEncoding
 from cdc.progress import Phase, phase
 from cdc.reading import Reader
 from cdc.taking_up import TakingUp
@@ -129,7 +130,7 @@ def test_c4_a_log_is_emptied_once_kafka_knows_and_a_crash_before_the_snapshot_re
 @contextmanager
 def _units(source: Source, settings: CdcSettings, cursor: Cursor) -> Iterator[tuple[Reader, Iterator[Unit]]]:
     """Give a reader that begins at a cursor, and its units, which nobody publishes."""
-    taking_up = TakingUp(settings, admin(settings, name="test"), dict)
+    taking_up = TakingUp(settings, admin(settings, name="test"), JsonEncoding(), dict)
     with closing(connect(source.url, name="reader", settings=SESSION)) as session:
         reader = Reader(settings, TriggerSource(session, CAPTURE, where="test"), taking_up, cursor)
         with closing(reader.units(threading.Event())) as units:

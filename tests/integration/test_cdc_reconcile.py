@@ -4,7 +4,7 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,9 +47,11 @@ class Reconcile:
     def begin(self, *arguments: str, **settings: str) -> Daemon:
         return self._daemon("cdc", "reconcile", *arguments, settings=settings)
 
-    def json(self, *arguments: str, exit_code: int = 0, **settings: str) -> dict[str, dict[str, Any]]:
+    def json(
+        self, *arguments: str, exit_code: int = 0, settings: Mapping[str, str] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Return what it says of each table; fails with its log for another exit code."""
-        command = self.begin("--json", *arguments, **settings)
+        command = self.begin("--json", *arguments, **(settings or {}))
         code = command.wait(60)
         assert code == exit_code, command.log_text()
         return {report["table"]: report for report in reports(command)}
@@ -432,7 +434,7 @@ def test_masked_columns_are_compared_under_the_same_key(source: Source, daemon: 
     attach(source.connection, CAPTURE, users, where="test", columns=("user_id", "username"), masks=("username",))
     daemon("cdc", "run", settings=key)
     source.wait_published("users")
-    assert counts(reconcile.json("--dry-run", **key)["public.users"]) == {"compared": 1, "equal": 1}
+    assert counts(reconcile.json("--dry-run", settings=key)["public.users"]) == {"compared": 1, "equal": 1}
     refused = reconcile.begin("users")
     assert refused.wait(60) == 2
     assert "VIEWKEEPER_CDC_MASK_KEY is not set, and public.users has masked columns" in refused.log_text()

@@ -1,0 +1,33 @@
+"""From records back to keys and rows: the one seam behind which the encodings of a topic are read."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Decoding(Protocol):
+    """Reads keys and rows; both raise ValueError for bytes that are not of the encoding."""
+
+    nul: bytes
+    """What a record's bytes hold if one of its texts has a NUL character."""
+
+    def key_json(self, key: bytes) -> bytes:
+        """Return the JSON of a record's key: the same bytes for the same key, whatever the encoding."""
+
+    def reader(self, struct: type[msgspec.Struct]) -> Callable[[bytes], Any]:
+        """Return a function that reads a key's or a row's columns into a struct with fields of their names."""
+
+
+class JsonDecoding:
+    """Keys and rows in JSON, which are read as they are."""
+
+    nul = b"\\u0000"
+
+    def key_json(self, key: bytes) -> bytes:
+        """Return the key."""
+        return key
+
+    def reader(self, struct: type[msgspec.Struct]) -> Callable[[bytes], Any]:
+        """Return msgspec's decoder."""
+        return msgspec.json.Decoder(struct).decode
