@@ -11,7 +11,8 @@ from cdc.ahead import Ahead
 from cdc.capture import Capture
 from cdc.cursor import Cursor
 from cdc.cursors import read_cursors
-from cdc.encoding import encoding_of
+from cdc.encoding import Encoding
+from cdc.encodings import encoding_of
 from cdc.errors import CatalogChanged
 from cdc.housekeeping import Housekeeping
 from cdc.lease import Lease
@@ -52,6 +53,7 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
         closing(connect(settings.source_url, name=f"{name} mark", settings=SESSION)) as marking,
         # Not the mark's, which the lease's thread uses in between.
         closing(connect(settings.source_url, name=f"{name} tidy", settings=SESSION)) as tidying,
+        closing(encoding_of(settings)) as encoding,
     ):
         with translated(where):
             check_source(marking, where)
@@ -66,7 +68,7 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
         try:
             metrics.LEADER.set(1)
             with lease.kept(health.beat):
-                _lead(settings, stop, health, reading, tidying, lease)
+                _lead(settings, stop, health, reading, tidying, lease, encoding)
         except ObjectMissing as error:
             # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
             raise CatalogChanged(str(error)) from error
@@ -84,6 +86,7 @@ def _lead(
     reading: psycopg.Connection,
     tidying: psycopg.Connection,
     lease: Lease,
+    encoding: Encoding,
 ) -> None:
     health.not_ready("reading the cursor back")
     where = describe(settings.source_url)
@@ -96,7 +99,6 @@ def _lead(
         sender.init_transactions(_INIT_SECONDS)
     cursors = read_cursors(client, settings, stop)
     cursor = cursors.get(settings.cdc_name) or Cursor(capture=settings.cdc_name, token="", tables={})
-    encoding = encoding_of(settings)
     taking_up = TakingUp(settings, client, encoding, lambda: read_cursors(client, settings, stop))
     publisher = Publisher(
         sender,

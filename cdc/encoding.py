@@ -7,7 +7,6 @@ from typing import Protocol
 from cdc.change import KeyAndRow, Page
 from cdc.decoding import Decoding, JsonDecoding
 from cdc.tables import CapturedTable
-from runtime.settings import KafkaSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Form:
 
 
 class Encoding(Protocol):
-    """Encodes pages for one session; `decoding` reads what it wrote."""
+    """Encodes pages for one session, after which it is closed; `decoding` reads what it wrote."""
 
     decoding: Decoding
 
@@ -32,6 +31,9 @@ class Encoding(Protocol):
 
     def encoded(self, topic: str, page: Page) -> Sequence[KeyAndRow]:
         """Return a page's changes as the topic's records hold them."""
+
+    def close(self) -> None:
+        """Close its connections."""
 
 
 class JsonEncoding:
@@ -48,7 +50,5 @@ class JsonEncoding:
         """Return the changes untouched."""
         return page.changes
 
-
-def encoding_of(settings: KafkaSettings) -> Encoding:  # noqa: ARG001 - Avro comes with its settings
-    """Return the encoding that the settings name."""
-    return JsonEncoding()
+    def close(self) -> None:
+        """Close nothing."""

@@ -26,6 +26,8 @@ SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT
        coalesce(array_agg(CASE o.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(own.oid, NULL)
                                ELSE format('%%I.%%I', o.nspname, own.typname) END ORDER BY a.attnum)
                 FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_casts,
+       coalesce(array_agg(base.modifier ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}')
+           AS column_modifiers,
        -- Exactly those that the triggers do not log a key from.
        ARRAY(SELECT k.name
              FROM unnest(t.key_columns, t.key_type_oids) AS k(name, type_oid)
@@ -49,13 +51,14 @@ LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND N
 -- A domain is written as the type that it is made from, over however many domains, inside arrays too.
 LEFT JOIN LATERAL (
     WITH RECURSIVE made_from AS (
-        SELECT a.atttypid AS oid, '' AS brackets
+        SELECT a.atttypid AS oid, '' AS brackets, a.atttypmod AS modifier
         UNION ALL
         SELECT CASE y.typbasetype WHEN 0 THEN y.typelem ELSE y.typbasetype END,
-               m.brackets || CASE y.typbasetype WHEN 0 THEN '[]' ELSE '' END
+               m.brackets || CASE y.typbasetype WHEN 0 THEN '[]' ELSE '' END,
+               CASE y.typbasetype WHEN 0 THEN m.modifier ELSE y.typtypmod END
         FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
         WHERE y.typbasetype <> 0 OR y.typsubscript = 'pg_catalog.array_subscript_handler'::regproc)
-    SELECT y.oid, y.typname, y.typnamespace, m.brackets
+    SELECT y.oid, y.typname, y.typnamespace, m.brackets, m.modifier
     FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
     WHERE y.typbasetype = 0 AND y.typsubscript <> 'pg_catalog.array_subscript_handler'::regproc) AS base ON true
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = base.typnamespace
@@ -79,12 +82,14 @@ class Kind(StrEnum):
 class Column:
     """A column: `type` is what it is made from, as `format_type` names it; `cast` its own type, to cast a text to.
 
-    Both are SQL, quoted, and with their schema unless that is pg_catalog. They differ for domains.
+    Both are SQL, quoted, and with their schema unless that is pg_catalog. They differ for domains. `type_modifier` is
+    what `type` is declared with, as the catalog has it: precision and scale of a numeric; -1 if there is none.
     """
 
     name: str
     type: str
     cast: str
+    type_modifier: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +127,17 @@ class _Record:
     column_names: list[str]
     column_types: list[str]
     column_casts: list[str]
+    column_modifiers: list[int]
     retyped: list[str]
     labels: list[str]
 
     def table(self) -> CapturedTable:
         name = TableName(self.schema, self.name)
         columns = tuple(
-            Column(*parts) for parts in zip(self.column_names, self.column_types, self.column_casts, strict=True)
+            Column(*parts)
+            for parts in zip(
+                self.column_names, self.column_types, self.column_casts, self.column_modifiers, strict=True
+            )
         )
         types = {column.name: column for column in columns}
         missing = [column for column in self.key_columns if column not in types]

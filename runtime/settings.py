@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_ori
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from runtime.errors import ConfigurationError
@@ -36,6 +36,16 @@ def _postgres_url(value: str) -> str:
     return value
 
 
+def _registry_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("not an http:// or https:// URL")
+    if "@" in value:
+        raise ValueError("user and password have settings of their own, VIEWKEEPER_SCHEMA_REGISTRY_USER and …_PASSWORD")
+    return value
+
+
 @dataclass(frozen=True)
 class Accepts:
     """What a setting accepts, in words, for errors and `--help`."""
@@ -45,6 +55,11 @@ class Accepts:
 
 PostgresUrl = Annotated[
     str, AfterValidator(_postgres_url), Accepts("a Postgres URL such as postgresql://user@host:5432/database")
+]
+RegistryUrl = Annotated[
+    str | None,
+    AfterValidator(_registry_url),
+    Accepts("a Confluent-compatible registry's URL such as http://registry:8081"),
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100), Accepts("letters, digits, _ and -")]
 Port = Annotated[int, Field(ge=0, le=65535), Accepts("a port from 0 (any free one) to 65535")]
@@ -113,7 +128,19 @@ class KafkaSettings(LogSettings):
         repr=False,
     )
     topic_prefix: Name = Field("viewkeeper", description="first part of every topic's name")
-    encoding: Literal["json"] = Field("json", description="encoding of keys and values")
+    encoding: Literal["json", "avro"] = Field("json", description="encoding of keys and values")
+    schema_registry_url: RegistryUrl = Field(
+        None, description="the Schema Registry, for VIEWKEEPER_ENCODING=avro", validate_default=True
+    )
+    schema_registry_user: str | None = Field(None, description="user that the Schema Registry asks for")
+    schema_registry_password: str | None = Field(None, description="and that user's password", repr=False)
+
+    @field_validator("schema_registry_url")
+    @classmethod
+    def _demand_for_avro(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None and info.data.get("encoding") == "avro":
+            raise PydanticCustomError("missing", "VIEWKEEPER_ENCODING=avro needs it")
+        return url
 
 
 class SourceSettings(LogSettings):

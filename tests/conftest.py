@@ -17,6 +17,8 @@ from compose.local.kafka import KafkaBroker
 from compose.local.kafka import kafka as run_kafka
 from compose.local.postgres import PostgresServer
 from compose.local.postgres import postgres as run_postgres
+from compose.local.registry import SchemaRegistry
+from compose.local.registry import registry as run_registry
 from tests.daemons import ROOT, Daemons, daemons_in
 from tests.servers import newest_server, older_server, server_id
 
@@ -80,6 +82,13 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
 
 
 @pytest.fixture(scope="session")
+def schema_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchemaRegistry]:
+    """One real Schema Registry for the whole run; subjects begin with their test's topic prefix."""
+    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
 def source_template(postgres: PostgresServer) -> str:
     """Name of a source database with capture objects and the demo's tables, as the migrations make them."""
     return _migrated(postgres, "source_template", "VIEWKEEPER_SOURCE_URL", sections=("source", "demo"))
@@ -130,6 +139,12 @@ def settings_env(source_url: str, view_url: str, kafka: KafkaBroker, topic_prefi
         "VIEWKEEPER_PROJECTOR_HEALTH_PORT": "0",
         "VIEWKEEPER_API_PORT": "0",
     }
+
+
+@pytest.fixture
+def avro(schema_registry: SchemaRegistry) -> dict[str, str]:
+    """Give the settings that have a daemon write or read Avro."""
+    return {"VIEWKEEPER_ENCODING": "avro", "VIEWKEEPER_SCHEMA_REGISTRY_URL": schema_registry.url}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import psycopg
 from confluent_kafka import Message
 
 from cdc.cursor import Cursor, TableCursor, decode_cursor
+from cdc.decoding import Decoding, JsonDecoding
 from cdc.tables import captured_tables
 from cdc.triggers import SESSION, TriggerSource
 from cdc.wire import TableName
@@ -23,13 +24,14 @@ _CHUNK_ROWS = 100_000
 
 
 class Source:
-    """The source database of a test, and the topics that the capture makes of it."""
+    """The source database of a test, and the topics that the capture makes of it, to be read by `decoding`."""
 
     def __init__(self, connection: psycopg.Connection, url: str, kafka: KafkaBroker, prefix: str) -> None:
         self.connection = connection
         self.url = url
         self.bootstrap_servers = kafka.bootstrap_servers
         self.prefix = prefix
+        self.decoding: Decoding = JsonDecoding()
 
     def run(self, *statements: str) -> None:
         """Execute statements, each a transaction of its own."""
@@ -120,12 +122,17 @@ class Source:
         cursors = self.cursors()
         for table in tables:
             expected, records = self.wire_rows(table), self.topic(table).records
-            assert _values(records) == expected, table
+            assert self._values(records) == expected, table
             known = [entry.watermark for cursor in cursors if (entry := cursor.tables.get(f"public.{table}"))]
             ends = {watermark.next_offsets for watermark in known if watermark and watermark.time >= since}
             assert ends
             for next_offsets in ends:
-                assert _values(records, next_offsets) == expected, f"{table}: {next_offsets} was ahead of the truth"
+                found = self._values(records, next_offsets)
+                assert found == expected, f"{table}: {next_offsets} was ahead of the truth"
+
+    def _values(self, records: Sequence[Message], next_offsets: Sequence[int] | None = None) -> dict[bytes, bytes]:
+        plain = self.decoding.key_json
+        return {plain(key): plain(value) for key, value in _values(records, next_offsets).items()}
 
 
 def insert_tweets(first: int, last: int) -> str:

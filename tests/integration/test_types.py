@@ -73,7 +73,7 @@ class Example:
 
 
 def _examples() -> Iterator[Example]:
-    for line in DOCUMENT.splitlines():
+    for line in DOCUMENT.partition("## In Avro")[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("| `"):
             continue

@@ -81,3 +81,43 @@ def test_help_names_every_setting(kind: type[CdcSettings] | type[ApiSettings]) -
     for name in kind.model_fields:
         if name != "kafka_options":
             assert f"VIEWKEEPER_{name.upper()}  " in text
+
+
+def test_avro_needs_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIEWKEEPER_ENCODING", "avro")
+    with pytest.raises(ConfigurationError) as raised:
+        read_settings(CdcSettings)
+    assert "VIEWKEEPER_SCHEMA_REGISTRY_URL is missing" in str(raised.value)
+    assert "a Confluent-compatible registry's URL such as http://registry:8081" in str(raised.value)
+    monkeypatch.setenv("VIEWKEEPER_SCHEMA_REGISTRY_URL", "http://registry:8081")
+    assert read_settings(CdcSettings).encoding == "avro"
+
+
+def test_an_encoding_that_there_is_not_is_named_with_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIEWKEEPER_ENCODING", "protobuf")
+    with pytest.raises(ConfigurationError, match=r"VIEWKEEPER_ENCODING is wrong: .*; accepted: json or avro"):
+        read_settings(CdcSettings)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [("registry:8081", "not an http:// or https:// URL"), ("http://me:hush@registry:8081", "settings of their own")],
+)
+def test_a_wrong_registry_url_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, url: str, complaint: str
+) -> None:
+    monkeypatch.setenv("VIEWKEEPER_SCHEMA_REGISTRY_URL", url)
+    with pytest.raises(ConfigurationError, match=f"VIEWKEEPER_SCHEMA_REGISTRY_URL is wrong: .*{complaint}") as raised:
+        read_settings(CdcSettings)
+    assert "hush" not in str(raised.value)
+
+
+def test_the_registrys_password_can_come_from_a_file_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hush\n")
+    monkeypatch.setenv("VIEWKEEPER_SCHEMA_REGISTRY_PASSWORD_FILE", str(secret))
+    settings = read_settings(CdcSettings)
+    assert settings.schema_registry_password == secret.read_text().strip()
+    assert "hush" not in repr(settings)

@@ -1,0 +1,81 @@
+"""The thin edge to a Confluent-compatible Schema Registry: its client, and its errors translated once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
+
+from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
+from runtime.settings import KafkaSettings
+
+REQUEST_SECONDS = 10
+
+_LOGIN_REFUSED = (401, 403)
+_PASSING = (408, 429)
+_SERVER_ERROR = 500
+_NOT_FOUND = 404
+
+
+class RegistryUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
+    """The registry cannot be reached or answered with an error that may pass."""
+
+
+class RegistryRefused(ViewkeeperError):  # noqa: N818 - the state, as the log reads it
+    """The registry refused a schema; its own words are in the message."""
+
+
+class Registry:
+    """Registers schemas and finds them again, each asked for once; to be closed."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._where = f"Schema Registry {settings.schema_registry_url}"
+        # Who uses it begins again after any error: no retries of its own.
+        options = {"url": settings.schema_registry_url, "timeout": REQUEST_SECONDS, "max.retries": 0}
+        if settings.schema_registry_user is not None:
+            user = f"{settings.schema_registry_user}:{settings.schema_registry_password or ''}"
+            options["basic.auth.user.info"] = user
+        self.client = SchemaRegistryClient(options)
+
+    def register(self, subject: str, schema: Schema) -> int:
+        """Return the id of a schema, which becomes the subject's newest version if it is none of them.
+
+        Raises RegistryRefused if it is not compatible with the earlier ones as the subject's level demands.
+        """
+        with self._translated(f"subject {subject}"):
+            return self.client.register_schema(subject, schema)
+
+    def schema(self, number: int) -> str:
+        """Return the schema with this id; raise ValueError if there is none."""
+        with self._translated(f"schema {number}"):
+            try:
+                found = self.client.get_schema(number).schema_str
+            except SchemaRegistryError as error:
+                if error.http_status_code != _NOT_FOUND:
+                    raise
+                raise ValueError(f"{self._where} does not know its schema {number}") from error
+        return found or ""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.TransportError as error:
+            raise RegistryUnavailable(f"{self._where}: {type(error).__name__} {error}") from error
+        except SchemaRegistryError as error:
+            raise _refusal(error, self._where, what) from error
+
+
+def _refusal(error: SchemaRegistryError, where: str, what: str) -> ViewkeeperError:
+    status = error.http_status_code
+    if status in _LOGIN_REFUSED:
+        return ConfigurationError(
+            f"{where}: {what}: access refused: {error}; set VIEWKEEPER_SCHEMA_REGISTRY_USER and _PASSWORD"
+        )
+    if status in _PASSING or status >= _SERVER_ERROR:
+        return RegistryUnavailable(f"{where}: {what}: {error}")
+    return RegistryRefused(f"{where}: {what}: refused: {error}")
