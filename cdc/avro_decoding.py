@@ -2,7 +2,7 @@
 
 import json
 import struct as binary
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Protocol
@@ -37,9 +37,13 @@ class AvroDecoding:
         self._schemas = schemas
         self._written: dict[int, _Written] = {}
 
-    def key_json(self, key: bytes) -> bytes:
-        """Return the JSON of a key, as Postgres would have written it."""
-        return msgspec.json.encode(self._columns(key, None))
+    def keys_json(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Return the JSON of keys, as Postgres would have written it."""
+        return list(map(self.json, keys))
+
+    def json(self, raw: bytes) -> bytes:
+        """Return the JSON of a key or a row, without the spaces that a `json` column may have."""
+        return msgspec.json.encode(self._columns(raw, None))
 
     def reader(self, struct: type[msgspec.Struct]) -> Callable[[bytes], Any]:
         """Return a function that reads columns into a struct; columns beside its fields count where it forbids them."""

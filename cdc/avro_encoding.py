@@ -12,7 +12,6 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from cdc.avro_decoding import AvroDecoding
 from cdc.avro_schema import AvroType, avro_name, key_schema, key_type, value_schema, value_type
 from cdc.change import KeyAndRow, Page
-from cdc.decoding import Decoding
 from cdc.encoding import Form
 from cdc.errors import CaptureError
 from cdc.tables import CapturedTable, Column
@@ -35,7 +34,7 @@ class AvroEncoding:
     def __init__(self, settings: KafkaSettings) -> None:
         self._registry = Registry(settings)
         self._shapes: dict[tuple[object, ...], _Shape] = {}
-        self.decoding: Decoding = AvroDecoding(self._registry)
+        self.decoding = AvroDecoding(self._registry)
 
     def form(self, topic: str, table: CapturedTable) -> Form:
         """Register a table's schemas.

@@ -1,6 +1,6 @@
 """From records back to keys and rows: the one seam behind which the encodings of a topic are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -12,8 +12,8 @@ class Decoding(Protocol):
     nul: bytes
     """What a record's bytes hold if one of its texts has a NUL character."""
 
-    def key_json(self, key: bytes) -> bytes:
-        """Return the JSON of a record's key: the same bytes for the same key, whatever the encoding."""
+    def keys_json(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Return the JSON of records' keys: the same bytes for the same key, whatever the encoding."""
 
     def reader(self, struct: type[msgspec.Struct]) -> Callable[[bytes], Any]:
         """Return a function that reads a key's or a row's columns into a struct with fields of their names."""
@@ -24,9 +24,9 @@ class JsonDecoding:
 
     nul = b"\\u0000"
 
-    def key_json(self, key: bytes) -> bytes:
-        """Return the key."""
-        return key
+    def keys_json(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Return the keys."""
+        return keys
 
     def reader(self, struct: type[msgspec.Struct]) -> Callable[[bytes], Any]:
         """Return msgspec's decoder."""

@@ -22,9 +22,11 @@ class Form:
 
 
 class Encoding(Protocol):
-    """Encodes pages for one session, after which it is closed; `decoding` reads what it wrote."""
+    """Encodes pages for one session, after which it is closed."""
 
-    decoding: Decoding
+    @property
+    def decoding(self) -> Decoding:
+        """Reads what it wrote."""
 
     def form(self, topic: str, table: CapturedTable) -> Form:
         """See that a table as it is now can be written to its topic; return what its keys' bytes hang on."""

@@ -51,7 +51,7 @@ class KeyReader:
     def _plain(self, keys: set[bytes]) -> set[bytes]:
         """Return keys as their JSON."""
         try:
-            return set(map(self._decoding.key_json, keys))
+            return set(self._decoding.keys_json(list(keys)))
         except ValueError as error:
             raise WireError(f"topic {self._topic}: a key cannot be read: {error}") from error
 

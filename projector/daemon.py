@@ -7,6 +7,7 @@ import structlog
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 
+from cdc.decodings import open_decoding
 from cdc.wire import cursor_topic_name
 from projector.consumer import CLIENT_NAME, Batch, ChangelogConsumer, open_consumer
 from projector.definition import View
@@ -63,9 +64,13 @@ class Projector:
         self._health.not_ready("starting")
         self._health.beat()
         url = self._settings.view_url
-        with connect(url, name=CLIENT_NAME, settings=SESSION_SETTINGS) as connection, translated(self._where):
+        with (
+            connect(url, name=CLIENT_NAME, settings=SESSION_SETTINGS) as connection,
+            open_decoding(self._settings) as decoding,
+            translated(self._where),
+        ):
             kept = [
-                KeptView(version, self._settings.topic_prefix)
+                KeptView(version, self._settings.topic_prefix, decoding)
                 for version in active_versions(connection, self._views, where=self._where)
             ]
             check_reachable(self._admin, self._settings)

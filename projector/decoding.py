@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from cdc.decoding import Decoding
 from cdc.wire import TableName, topic_name
 from projector.changes import Changes, Key, Record
 from projector.definition import Column, ColumnType, View
@@ -28,21 +29,19 @@ _TYPES: dict[ColumnType, object] = {
 
 T = TypeVar("T")
 
-_NUL = b"\\u0000"
-"""Text in Postgres has no NUL, and JSON can only write it so."""
-
 
 class Decoder:
-    """Decodes the topics of one view."""
+    """Decodes the topics of one view, which are encoded as `decoding` reads them."""
 
-    def __init__(self, view: View, topic_prefix: str) -> None:
+    def __init__(self, view: View, topic_prefix: str, decoding: Decoding) -> None:
+        self._decoding = decoding
         self._row_topic = topic_name(topic_prefix, TableName.parse(view.row.of))
-        self._row_key = _Fields([view.key_column], exactly=True, nullable=False)
-        self._row = _Fields(list(view.value_columns))
+        self._row_key = _Fields([view.key_column], decoding, exactly=True, nullable=False)
+        self._row = _Fields(list(view.value_columns), decoding)
         self._counted = {
             topic_name(topic_prefix, table): (
                 table,
-                _Fields([Column(name, view.key_column.type) for name in view.group_columns(table)]),
+                _Fields([Column(name, view.key_column.type) for name in view.group_columns(table)], decoding),
             )
             for table in view.counted_tables
         }
@@ -64,22 +63,32 @@ class Decoder:
                 changes.rows = dict(zip(keys, _read(records, self._row.read_values), strict=True))
             elif topic in self._counted:
                 table, fields = self._counted[topic]
-                source_keys = _read(records, _source_keys)
+                source_keys = _read(records, self._source_keys)
                 changes.counted[table] = dict(zip(source_keys, _read(records, fields.read_values), strict=True))
         return changes
 
+    def _source_keys(self, records: Mapping[bytes | None, Record]) -> list[str]:
+        _demand_keys(records)
+        keys = [key.decode() for key in self._decoding.keys_json([key for key in records if key is not None])]
+        if "\0" in "".join(keys):
+            raise ValueError("a key with a NUL character, which Postgres cannot hold")
+        return keys
+
 
 class _Fields:
-    """Reads some columns, each of which must be there, from JSON objects."""
+    """Reads some columns, each of which must be there, from keys or rows."""
 
-    def __init__(self, columns: list[Column], *, exactly: bool = False, nullable: bool = True) -> None:
+    def __init__(
+        self, columns: list[Column], decoding: Decoding, *, exactly: bool = False, nullable: bool = True
+    ) -> None:
         types = [_TYPES[column.type] for column in columns]
         fields = [
             (column.name, kind | None if nullable else kind)  # type: ignore[operator]  # types, known at run time only
             for column, kind in zip(columns, types, strict=True)
         ]
         struct = msgspec.defstruct("Fields", fields, gc=False, forbid_unknown_fields=exactly)
-        self._decode = msgspec.json.Decoder(struct).decode
+        self._decode = decoding.reader(struct)
+        self._nul = decoding.nul
         self._has_text = any(column.type is ColumnType.TEXT for column in columns)
 
     def read_values(self, records: Mapping[bytes | None, Record]) -> list[Any]:
@@ -88,7 +97,7 @@ class _Fields:
         raw = [record.value() for record in records.values()]
         values = [None if value is None else as_tuple(decode(value)) for value in raw]
         if self._has_text:
-            _demand_no_nul(raw, values)
+            _demand_no_nul(raw, values, self._nul)
         return values
 
     def read_keys(self, records: Mapping[bytes | None, Record]) -> list[tuple[Key, ...]]:
@@ -97,16 +106,8 @@ class _Fields:
         raw = [key for key in records if key is not None]
         keys = [msgspec.structs.astuple(self._decode(key)) for key in raw]
         if self._has_text:
-            _demand_no_nul(raw, keys)
+            _demand_no_nul(raw, keys, self._nul)
         return keys
-
-
-def _source_keys(records: Mapping[bytes | None, Record]) -> list[str]:
-    _demand_keys(records)
-    keys = [key.decode() for key in records if key is not None]
-    if "\0" in "".join(keys):
-        raise ValueError("a key with a NUL character, which Postgres cannot hold")
-    return keys
 
 
 def _demand_keys(records: Mapping[bytes | None, Record]) -> None:
@@ -114,9 +115,9 @@ def _demand_keys(records: Mapping[bytes | None, Record]) -> None:
         raise ValueError("it has no key: a changelog topic has one key a source row")
 
 
-def _demand_no_nul(raw: Sequence[bytes | None], values: Sequence[tuple[object, ...] | None]) -> None:
+def _demand_no_nul(raw: Sequence[bytes | None], values: Sequence[tuple[object, ...] | None], nul: bytes) -> None:
     for text, row in zip(raw, values, strict=True):
-        if text and row and _NUL in text and any(isinstance(part, str) and "\0" in part for part in row):
+        if text and row and nul in text and any(isinstance(part, str) and "\0" in part for part in row):
             raise ValueError("text with a NUL character, which Postgres cannot hold")
 
 
@@ -137,5 +138,5 @@ def _refusal(record: Record, error: ValueError) -> BadRecord:
     return BadRecord(
         f"topic {record.topic()} partition {record.partition()} offset {record.offset()} key {record.key()!r}: "
         f"cannot apply this record: {error}; nothing after it was applied. Is the view's definition right, "
-        "and does only the capture write to this topic?"
+        "and does only the capture write to this topic, with the same VIEWKEEPER_ENCODING?"
     )

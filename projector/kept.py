@@ -8,6 +8,7 @@ from psycopg import Connection, Cursor, DataError
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from cdc.cursor import decode_cursor
+from cdc.decoding import Decoding
 from cdc.wire import cursor_topic_name
 from projector.changes import Changes, Partition, Record
 from projector.consumer import Batch
@@ -40,9 +41,9 @@ class Step:
 class KeptView:
     """Applies batches to one version of a view, each record once."""
 
-    def __init__(self, version: ViewVersion, topic_prefix: str) -> None:
+    def __init__(self, version: ViewVersion, topic_prefix: str, decoding: Decoding) -> None:
         self.name = version.view.name
-        self._decoder = Decoder(version.view, topic_prefix)
+        self._decoder = Decoder(version.view, topic_prefix, decoding)
         self._cursor_place: Partition = (cursor_topic_name(topic_prefix), 0)
         self._writer = Writer(version.view, version.version)
         self._offsets = Offsets(version.view.name, version.version)

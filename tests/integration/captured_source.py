@@ -1,7 +1,7 @@
 """A source database that is captured, and the topics that the capture makes of it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import Any, LiteralString, cast
@@ -10,7 +10,6 @@ import psycopg
 from confluent_kafka import Message
 
 from cdc.cursor import Cursor, TableCursor, decode_cursor
-from cdc.decoding import Decoding, JsonDecoding
 from cdc.tables import captured_tables
 from cdc.triggers import SESSION, TriggerSource
 from cdc.wire import TableName
@@ -24,14 +23,14 @@ _CHUNK_ROWS = 100_000
 
 
 class Source:
-    """The source database of a test, and the topics that the capture makes of it, to be read by `decoding`."""
+    """The source database of a test, and the topics that the capture makes of it; `as_json` reads keys and rows."""
 
     def __init__(self, connection: psycopg.Connection, url: str, kafka: KafkaBroker, prefix: str) -> None:
         self.connection = connection
         self.url = url
         self.bootstrap_servers = kafka.bootstrap_servers
         self.prefix = prefix
-        self.decoding: Decoding = JsonDecoding()
+        self.as_json: Callable[[bytes], bytes] = bytes
 
     def run(self, *statements: str) -> None:
         """Execute statements, each a transaction of its own."""
@@ -131,8 +130,7 @@ class Source:
                 assert found == expected, f"{table}: {next_offsets} was ahead of the truth"
 
     def _values(self, records: Sequence[Message], next_offsets: Sequence[int] | None = None) -> dict[bytes, bytes]:
-        plain = self.decoding.key_json
-        return {plain(key): plain(value) for key, value in _values(records, next_offsets).items()}
+        return {self.as_json(key): self.as_json(value) for key, value in _values(records, next_offsets).items()}
 
 
 def insert_tweets(first: int, last: int) -> str:

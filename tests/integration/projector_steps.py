@@ -8,6 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from cdc.decodings import open_decoding
 from cdc.wire import cursor_topic_name
 from projector.consumer import Batch, ChangelogConsumer, open_consumer
 from projector.daemon import SESSION_SETTINGS
@@ -78,9 +79,12 @@ def projector_steps(
     settings: ProjectorSettings, *, group: str | None = None, views: Sequence[View] = (user_information,)
 ) -> Iterator[Steps]:
     """Open a projector in a group of its own, so that two can read the same partitions, as a zombie would."""
-    with connect(settings.view_url, name="steps", settings=SESSION_SETTINGS) as connection:
+    with (
+        connect(settings.view_url, name="steps", settings=SESSION_SETTINGS) as connection,
+        open_decoding(settings) as decoding,
+    ):
         kept = [
-            KeptView(version, settings.topic_prefix)
+            KeptView(version, settings.topic_prefix, decoding)
             for version in active_versions(connection, views, where="the test's database")
         ]
         names = sorted({name for view in kept for name in view.topics})

@@ -8,7 +8,6 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from cdc.avro_decoding import AvroDecoding
-from cdc.decoding import JsonDecoding
 from compose.local.process import free_port
 from compose.local.registry import SchemaRegistry
 from compose.local.registry import registry as run_registry
@@ -41,7 +40,7 @@ def tweets(source: Source, schema_registry: SchemaRegistry) -> Iterator[Source]:
 def read_as_avro(source: Source, url: str) -> closing[Registry]:
     """Have a source's topics read by a registry, which is to be closed."""
     registry = Registry(CdcSettings.model_construct(schema_registry_url=url))
-    source.decoding = AvroDecoding(registry)
+    source.as_json = AvroDecoding(registry).json
     return closing(registry)
 
 
@@ -59,7 +58,7 @@ def test_rows_changes_and_keys_that_a_truncate_took_are_exact(
     tweets.wait_exact("tweets")
     tweets.run("TRUNCATE tweets", insert_tweets(5, 6))
     tweets.wait_exact("tweets")
-    gone = {tweets.decoding.key_json(key) for key in tombstones(tweets.topic("tweets"))}
+    gone = {tweets.as_json(key) for key in tombstones(tweets.topic("tweets"))}
     assert gone == {b'{"tweet_id":%d}' % number for number in range(1, 301) if number not in (5, 6)}
     entry = tweets.entry("tweets")
     assert entry is not None
@@ -129,7 +128,7 @@ def test_c11_another_encoding_stops_it_and_the_steps_that_it_names_work(
     delete_topic(tweets, "tweets")
     assert daemon("cdc", "snapshot", "tweets").wait() == 0
     plain = daemon("cdc", "run")
-    tweets.decoding = JsonDecoding()
+    tweets.as_json = bytes
     tweets.wait_exact("tweets")
     assert plain.terminate() == 0
     back = daemon("cdc", "run", settings=avro)
@@ -166,7 +165,7 @@ def test_a_value_that_avro_cannot_hold_stops_it_and_nothing_of_its_transaction_i
     tweets.run("UPDATE tweets SET price = CASE tweet_id WHEN 7 THEN numeric 'NaN' ELSE 1 END")
     assert capture.wait(60) == 1
     assert 'the row with key {"tweet_id":7} has a value in column price that Avro cannot hold' in capture.log_text()
-    assert all(b'"price":null' in tweets.decoding.key_json(value) for value in tweets.topic("tweets").values.values())
+    assert all(b'"price":null' in tweets.as_json(value) for value in tweets.topic("tweets").values.values())
     tweets.run("UPDATE tweets SET price = NULL WHERE tweet_id = 7")
     daemon("cdc", "run", settings=avro)
     tweets.wait_exact("tweets")

@@ -5,6 +5,7 @@ from confluent_kafka import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cdc.decoding import JsonDecoding
 from cdc.statements import chunk
 from cdc.table_options import Level
 from cdc.tables import CapturedTable, Kind
@@ -67,7 +68,7 @@ def test_times_of_every_age_come_back_as_they_were(postgres: PostgresServer) -> 
             raw.encode(): Message(topic=topic, partition=0, offset=0, key=raw.encode(), value=value.encode())
             for raw, value in session.execute(chunk(table, resumed=False), {"most_rows": 1000})
         }
-        rows = Decoder(view, "p").decode({topic: published}).rows  # type: ignore[dict-item]  # as delivered
+        rows = Decoder(view, "p", JsonDecoding()).decode({topic: published}).rows  # type: ignore[dict-item]  # as delivered
         for number, text in times.items():
             decoded = rows[number]
             assert decoded is not None

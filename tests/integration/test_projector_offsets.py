@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
+from cdc.decoding import JsonDecoding
 from compose.local.kafka import KafkaBroker
 from projector.changes import Changes, Groups
 from projector.consumer import ChangelogConsumer
@@ -140,7 +141,7 @@ def test_instance_that_stores_meanwhile_is_no_loss(
 
 def test_another_topic_prefix_ends_it(steps: Steps, changelog: Changelog) -> None:
     steps.catch_up()
-    kept = KeptView(ViewVersion(user_information, 1), "another")
+    kept = KeptView(ViewVersion(user_information, 1), "another", JsonDecoding())
     with pytest.raises(ConfigurationError, match="was kept from topics") as failure:
         resume(steps.connection, [kept], dict)
     assert changelog.topic("users") in str(failure.value)

@@ -6,6 +6,7 @@ import re
 import pytest
 from confluent_kafka import Message
 
+from cdc.decoding import JsonDecoding
 from cdc.wire import TableName
 from projector.changes import Changes
 from projector.decoding import Decoder
@@ -48,7 +49,7 @@ THING = {"id": ID, "price": "1.50", "sold": True, "pieces": 3, "at": "infinity"}
 def decode(view: View, table: str, key: bytes | None, value: object) -> Changes:
     raw = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
     record = Message(topic=f"p.public.{table}", partition=2, offset=41, key=key, value=raw)
-    return Decoder(view, "p").decode({f"p.public.{table}": {key: record}})  # type: ignore[dict-item]  # as delivered
+    return Decoder(view, "p", JsonDecoding()).decode({f"p.public.{table}": {key: record}})  # type: ignore[dict-item]  # as delivered
 
 
 def test_only_the_needed_columns_are_read() -> None:
