@@ -82,6 +82,9 @@ def measure(stack: BenchStack, scale: float) -> Figures:
         # Else each look would last for half a second: the end of a partition is told by a fetch that found nothing.
         kafka_options={"fetch.wait.max.ms": "10"},
         encoding="json",
+        schema_registry_url=None,
+        schema_registry_user=None,
+        schema_registry_password=None,
         log_level="error",
         log_format="json",
     )
