@@ -186,7 +186,9 @@ def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
         table=rows_name(table),
         values=wire_values(table.columns),
         # One comparison of row values, which an index can answer.
-        after=SQL("WHERE ({}) > ({})").format(keys, bounds) if resumed else SQL(""),
+        after=SQL("WHERE ({}) > ({})").format(SQL(", ").join(map(_compared, table.key)), bounds)
+        if resumed
+        else SQL(""),
         keys=keys,
     )
 
@@ -228,7 +230,7 @@ def _array_literals(names: Sequence[Composable]) -> Composed:
 def _listed(
     table: CapturedTable, type_name: Callable[[Column], str], read: Callable[[Column, Composable], Composable]
 ) -> Composed:
-    """Select the keys in the array parameters `k1`, …, each column read as its own type."""
+    """Select the keys in the array parameters `k1`, …, each column read as its type."""
     names = log_columns(table)
     arrays = [SQL("%(k{})s::{}[]").format(SQL(str(place)), SQL(type_name(c))) for place, c in enumerate(table.key, 1)]
     columns = [SQL("{} AS {}").format(read(column, name), name) for column, name in zip(table.key, names, strict=True)]
@@ -237,14 +239,20 @@ def _listed(
     )
 
 
+def _compared(column: Column) -> Composable:
+    """Name a key column, as what a domain is made from: an enum's operators are not there for domains over it."""
+    name = SQL("t.{}").format(column_name(column))
+    return name if column.type == column.cast else SQL("{}::{}").format(name, SQL(doubled(column.type)))
+
+
 def _from_log(column: Column, text: Composable) -> Composable:
-    return text if log_type(column) == "bigint" else SQL("{}::{}").format(text, SQL(doubled(column.cast)))
+    return text if log_type(column) == "bigint" else SQL("{}::{}").format(text, SQL(doubled(column.type)))
 
 
 def _from_json(column: Column, text: Composable) -> Composable:
     if column.type == "bytea":
-        return SQL("decode({}, 'base64')::{}").format(text, SQL(doubled(column.cast)))
-    return SQL("{}::{}").format(text, SQL(doubled(column.cast)))
+        return SQL("decode({}, 'base64')").format(text)
+    return SQL("{}::{}").format(text, SQL(doubled(column.type)))
 
 
 def _in_array(column: Column) -> Composed:
@@ -266,6 +274,6 @@ def _changed(table: CapturedTable) -> list[Composable]:
 
 def _joined(table: CapturedTable) -> Composed:
     return SQL(" AND ").join(
-        SQL("t.{} = {}").format(column_name(column), changed)
+        SQL("{} = {}").format(_compared(column), changed)
         for column, changed in zip(table.key, _changed(table), strict=True)
     )

@@ -80,7 +80,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: `type` is what it is made from, as `format_type` names it; `cast` its own type, to cast a text to.
+    """A column: `type` is what it is made from, as `format_type` names it; `cast` its own type.
 
     Both are SQL, quoted, and with their schema unless that is pg_catalog. They differ for domains. `type_modifier` is
     what `type` is declared with, as the catalog has it: precision and scale of a numeric; -1 if there is none.

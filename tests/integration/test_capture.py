@@ -321,3 +321,20 @@ def test_a_topic_with_records_but_no_cursor_is_refused(source: Source, daemon: D
     second = daemon("cdc", "run")
     assert second.wait() == 1
     assert "has records, but the cursor knows nothing" in second.log_text()
+
+
+def test_a_key_may_be_a_domain_over_an_enum(source: Source, daemon: Daemons) -> None:
+    """The operators of enums are not there for domains over them."""
+    source.run(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad')",
+        "CREATE DOMAIN temper AS mood",
+        "CREATE TABLE moods (mood temper, number integer, PRIMARY KEY (mood, number))",
+        "INSERT INTO moods SELECT 'sad', i FROM generate_series(1, 250) i",
+    )
+    source.attach("moods")
+    daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "100"})
+    source.wait_exact("moods")
+    source.run("UPDATE moods SET mood = 'glad' WHERE number % 2 = 0", "DELETE FROM moods WHERE number < 20")
+    source.wait_exact("moods")
+    source.run("TRUNCATE moods")
+    source.wait_exact("moods")
