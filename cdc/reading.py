@@ -295,6 +295,9 @@ class Reader:
                 continue  # it needs none, or is locked and has its turn again later
             page, after = read
             self._entries = {**self._entries, name: after}
+            if name not in self._drains and phase(after) is Phase.COMPLETE:
+                # Its watermark moves with the next round, which need not wait for the second to pass.
+                self._emitted_at = float("-inf")
             self.tables = (*(other for other in self.tables if other is not table), table)
             return Unit(tables=self._entries, pages=[page])
         return None
