@@ -118,7 +118,7 @@ def living(table: CapturedTable) -> Composed:
             listed=_listed(table, log_type, _from_log), table=rows_name(table)
         ),
         values=wire_values(table.columns),
-        listed=_in_array(table.key[0]) if len(table.key) == 1 else _joined(table),
+        listed=_in_listed(table.key[0]) if len(table.key) == 1 else _joined(table),
     )
 
 
@@ -255,12 +255,10 @@ def _from_json(column: Column, text: Composable) -> Composable:
     return SQL("{}::{}").format(text, SQL(doubled(column.type)))
 
 
-def _in_array(column: Column) -> Composed:
-    """Compare a key column with its array; the array is of what a domain is made from, which its index is of, too."""
-    return SQL("t.{} = ANY (%(k1)s::{}[]::{}[])").format(
-        column_name(column),
-        SQL(log_type(column)),
-        SQL("bigint" if log_type(column) == "bigint" else doubled(column.type)),
+def _in_listed(column: Column) -> Composed:
+    logged = log_type(column)
+    return SQL("{} = ANY (%(k1)s::{}[]::{}[])").format(
+        _compared(column), SQL(logged), SQL("bigint" if logged == "bigint" else doubled(column.type))
     )
 
 
