@@ -38,7 +38,19 @@ SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT
              FROM unnest(t.key_columns) AS k(name)
              JOIN pg_catalog.pg_attribute ka ON ka.attrelid = c.oid AND ka.attname = k.name
              JOIN pg_catalog.pg_enum e ON e.enumtypid = cdc.base_type(ka.atttypid)
-             ORDER BY e.oid)::text[] AS labels
+             ORDER BY e.oid)::text[] AS labels,
+       -- A deferred constraint will do: what a snapshot sees has been checked. Of a view nobody can tell.
+       t.kind = 'view' OR EXISTS (
+           SELECT
+           FROM pg_catalog.pg_index i
+           CROSS JOIN LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(attnum, place)
+           JOIN pg_catalog.pg_attribute ia ON ia.attrelid = i.indrelid AND ia.attnum = k.attnum
+           WHERE i.indrelid = c.oid AND k.place <= i.indnkeyatts
+             AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+           GROUP BY i.indexrelid
+           HAVING bool_and(ia.attnotnull)
+              AND array_agg(ia.attname ORDER BY ia.attname) = ARRAY(SELECT n FROM unnest(t.key_columns) n ORDER BY n)
+       ) AS is_unique
 FROM cdc.captured_table t
 LEFT JOIN pg_catalog.pg_class c
        ON c.oid = t.table_oid AND c.relname = t.table_name AND c.relnamespace = (
@@ -130,6 +142,7 @@ class _Record:
     column_modifiers: list[int]
     retyped: list[str]
     labels: list[str]
+    is_unique: bool
 
     def table(self) -> CapturedTable:
         name = TableName(self.schema, self.name)
@@ -151,6 +164,11 @@ class _Record:
             raise CaptureError(f"{name}: {gone} was dropped or renamed; {_steps(name)}")
         if self.retyped:
             raise CaptureError(f"{name}: its key column {self.retyped[0]} was changed in type; {_steps(name)}")
+        if not self.is_unique:
+            raise CaptureError(
+                f"{name}: its key ({', '.join(self.key_columns)}) is unique no longer: it has no valid unique index on "
+                f"just these columns, all of them NOT NULL; {_steps(name)}"
+            )
         key = tuple(types[column] for column in self.key_columns)
         return CapturedTable(
             attachment=self.attachment,

@@ -96,22 +96,27 @@ def test_a_table_that_is_gone_stops_it_with_advice(
 
 
 @pytest.mark.parametrize(
-    ("statement", "key"),
+    ("statement", "key", "what"),
     [
-        ("ALTER TABLE tweets RENAME COLUMN tweet_id TO id", "id"),
-        ("ALTER TABLE tweets ALTER COLUMN tweet_id TYPE text", "tweet_id"),
+        ("ALTER TABLE tweets RENAME COLUMN tweet_id TO id", "id", "column tweet_id was dropped or renamed"),
+        ("ALTER TABLE tweets ALTER COLUMN tweet_id TYPE text", "tweet_id", "column tweet_id was changed in type"),
+        (
+            "ALTER TABLE tweets DROP CONSTRAINT tweets_pkey, ADD PRIMARY KEY (tweet_id, user_id)",
+            "user_id",
+            "(tweet_id) is unique no longer",
+        ),
     ],
-    ids=["renamed", "retyped"],
+    ids=["renamed", "retyped", "other_columns"],
 )
 def test_c11_a_changed_key_stops_it_and_the_steps_that_it_names_work(
-    tweets: Source, daemon: Daemons, statement: str, key: str
+    tweets: Source, daemon: Daemons, statement: str, key: str, what: str
 ) -> None:
     capture = daemon("cdc", "run")
     tweets.wait_exact("tweets")
     tweets.run(statement, "UPDATE tweets SET text = 'the writer goes on'")
     assert capture.wait() == 1
     complaint = capture.log_text()
-    assert f"public.tweets: its key column tweet_id was {'changed in type' if key == 'tweet_id' else ''}" in complaint
+    assert f"public.tweets: its key {what}" in complaint
     assert "detach public.tweets, delete its topic, run: viewkeeper-cdc attach public.tweets" in complaint
     assert {row.keys() >= {"tweet_id"} for row in tweets.topic("tweets").rows().values()} == {True}
     _command(daemon, "detach", "public.tweets")
@@ -168,6 +173,30 @@ def test_a_label_that_was_renamed_and_back_is_said_to_want_a_snapshot(source: So
     _command(daemon, "snapshot", "moods")
     daemon("cdc", "run")
     source.wait_exact("moods")
+
+
+@pytest.mark.newest_postgres
+def test_c11_a_table_attached_with_another_key_stops_it_and_the_steps_work(tweets: Source, daemon: Daemons) -> None:
+    capture = daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+    assert capture.terminate() == 0
+    _command(daemon, "detach", "public.tweets")
+    tweets.run("ALTER TABLE tweets DROP CONSTRAINT tweets_pkey, ADD PRIMARY KEY (tweet_id, user_id)")
+    _command(daemon, "attach", "public.tweets")
+    records = len(tweets.topic("tweets").records)
+    capture = daemon("cdc", "run")
+    assert capture.wait() == 1
+    topic, complaint = tweets.topic_name("tweets"), capture.log_text()
+    assert "public.tweets has the key (tweet_id integer, user_id integer)" in complaint
+    assert f"topic {topic} was written with (tweet_id integer)" in complaint
+    assert f"detach public.tweets, delete topic {topic}, attach it anew" in complaint
+    assert len(tweets.topic("tweets").records) == records
+    _command(daemon, "detach", "public.tweets")
+    delete_topic(tweets, "tweets")
+    _command(daemon, "attach", "public.tweets")
+    _command(daemon, "snapshot", "public.tweets")
+    daemon("cdc", "run")
+    tweets.wait_exact("tweets")
 
 
 def _command(daemon: Daemons, *words: str) -> None:

@@ -102,9 +102,11 @@ def test_a_request_waits_for_a_capture_and_says_so(source: Source, daemon: Daemo
     capture = daemon("cdc", "run")
     source.wait_published("tweets")
     capture.kill()
+    published = source.topic("tweets").next_offsets
     snapshot = daemon("cdc", "snapshot", "tweets", "--wait")
     wait_until(lambda: "no capture is running" in snapshot.log_text(), what="word of the missing capture")
     assert snapshot.is_running()
+    assert source.topic("tweets").next_offsets == published, "C5: nobody publishes but a capture"
     daemon("cdc", "run")
     assert snapshot.wait(30) == 0
     assert snapshot.log_text().splitlines()[-1] == "public.tweets: complete"
