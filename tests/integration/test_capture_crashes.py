@@ -35,9 +35,11 @@ def _counted(source: CapturedSource) -> CapturedSource:
     return source
 
 
-def _hit(daemon: Daemons, kind: Kind, number: int, step: Step, how: signal.Signals, **settings: str) -> Daemon:
+def _hit(
+    daemon: Daemons, kind: Kind, number: int, step: Step, how: signal.Signals, *words: str, **settings: str
+) -> Daemon:
     """Start a capture that sends itself a signal at a step of the so-many-th unit of a kind."""
-    return daemon("tests.torture_steps", kind, str(number), step, how.name, "run", settings=settings)
+    return daemon("tests.torture_steps", kind, str(number), step, how.name, *words, "run", settings=settings)
 
 
 @pytest.mark.newest_postgres
@@ -64,11 +66,17 @@ def test_killed_at_a_step_of_any_unit_it_goes_on_from_what_is_committed(
 
 
 @pytest.mark.newest_postgres
-@pytest.mark.parametrize("step", [Step.READ, Step.PRODUCED, Step.DELIVERED])
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [(Step.READ, ()), (Step.READ, ("heedless",)), (Step.PRODUCED, ()), (Step.DELIVERED, ())],
+    ids=["read", "read_heedless", "produced", "delivered"],
+)
 def test_paused_past_its_transaction_and_its_lease_it_publishes_nothing_more(
-    step: Step, source: CapturedSource, daemon: Daemons
+    step: Step, words: tuple[str, ...], source: CapturedSource, daemon: Daemons
 ) -> None:
-    paused = _hit(daemon, Kind.ROUND, 1, step, signal.SIGSTOP, VIEWKEEPER_KAFKA_TRANSACTION_TIMEOUT_MS="2000")
+    """A heedless one does not notice that its lease is lost: its producer is fenced all the same."""
+    brief = {"VIEWKEEPER_KAFKA_TRANSACTION_TIMEOUT_MS": "2000"}
+    paused = _hit(daemon, Kind.ROUND, 1, step, signal.SIGSTOP, *words, **brief)
     source.wait_published([TABLE])
     standby = daemon("cdc", "run")
     standby.wait_logged("standby")

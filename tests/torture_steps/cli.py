@@ -1,13 +1,14 @@
-"""`viewkeeper-cdc`, which sends itself a signal at one step of one unit: `cli KIND NUMBER STEP SIGNAL run`.
+"""`viewkeeper-cdc`, which sends itself a signal at one step of one unit: `cli KIND NUMBER STEP SIGNAL [heedless] run`.
 
 The unit is the NUMBERth of its KIND. All parts are the real ones, on real servers; each is wrapped so as to say where
-it is.
+it is. A heedless one does not notice that its lease is lost, so that Kafka alone can hold it back.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import runtime.kafka
 from cdc.capture import Capture
 from cdc.change import Op, Page, Unit
 from cdc.cli import main
-from cdc.lease import Lease
+from cdc.lease import LeadershipLost, Lease
 from cdc.publisher import Publisher
 from tests.torture_steps import Kind, Step
 
@@ -32,6 +33,7 @@ class Hit:
     number: int
     step: Step
     signal: signal.Signals
+    heedless: bool
     is_due: bool = False
 
     def begin(self, unit: Unit) -> None:
@@ -78,6 +80,10 @@ def install(hit: Hit, replace: Callable[[object, str, object], None]) -> None:
             hit.reach(Step.FLUSHED)
             return token
 
+        def _update(self, statement: str, values: dict[str, str]) -> None:
+            with suppress(*([LeadershipLost] if hit.heedless else [])):
+                super()._update(statement, values)
+
     class HitCapture(Capture):
         def save(self, unit: Unit) -> None:
             hit.begin(unit)
@@ -91,7 +97,8 @@ def install(hit: Hit, replace: Callable[[object, str, object], None]) -> None:
 
 if __name__ == "__main__":
     kind, number, step, signal_name = sys.argv[1:5]
-    sys.argv[1:5] = []
+    heedless = sys.argv[5] == "heedless"
+    sys.argv[1 : 5 + heedless] = []
     with pytest.MonkeyPatch.context() as patch:
-        install(Hit(Kind(kind), int(number), Step(step), signal.Signals[signal_name]), patch.setattr)
+        install(Hit(Kind(kind), int(number), Step(step), signal.Signals[signal_name], heedless), patch.setattr)
         main()
