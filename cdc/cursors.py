@@ -2,6 +2,7 @@
 
 import time
 
+import structlog
 from confluent_kafka import OFFSET_BEGINNING, IsolationLevel, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -13,9 +14,13 @@ from runtime.kafka import consumer, kafka_error
 from runtime.settings import KafkaSettings
 from runtime.stop import Stop
 
+log = structlog.get_logger()
+
 READ_BACK_SECONDS = 90.0
 """Longer than a transaction lives, since another capture's open one hides what lies behind it."""
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 5.0
+"""Reading back takes a second; what takes so much longer waits for something, which the log is to say."""
 
 
 def read_cursors(client: AdminClient, settings: KafkaSettings, stop: Stop) -> dict[str, Cursor]:
@@ -32,9 +37,13 @@ def read_cursors(client: AdminClient, settings: KafkaSettings, stop: Stop) -> di
     try:
         reader.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         position = 0
-        deadline = time.monotonic() + READ_BACK_SECONDS
+        began = told_at = time.monotonic()
+        deadline = began + READ_BACK_SECONDS
         while position < end:
             message = reader.poll(_POLL_SECONDS)
+            if time.monotonic() - told_at > _PATIENCE_SECONDS:
+                _tell_wait(client, topic, position, end, began)
+                told_at = time.monotonic()
             if stop.requested or time.monotonic() > deadline:
                 raise RetryableError(f"{topic}: could not read up to offset {end} in {READ_BACK_SECONDS:.0f} s")
             if message is None:
@@ -49,3 +58,10 @@ def read_cursors(client: AdminClient, settings: KafkaSettings, stop: Stop) -> di
     finally:
         reader.close()
     return cursors
+
+
+def _tell_wait(client: AdminClient, topic: str, position: int, end: int, began: float) -> None:
+    """Log what is waited for: before its committed end the consumer has not come along, at it a transaction is open."""
+    committed = end_offsets(client, topic, 1, isolation=IsolationLevel.READ_COMMITTED)[0]
+    waited = round(time.monotonic() - began)
+    log.warning("cursor_awaited", topic=topic, read_up_to=position, committed_up_to=committed, end=end, seconds=waited)

@@ -16,7 +16,9 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from confluent_kafka import Producer
+from structlog.testing import capture_logs
 
+import cdc.cursors
 from cdc.attachment import attach
 from cdc.cursor import Cursor
 from cdc.cursors import read_cursors
@@ -99,8 +101,9 @@ def _is_complete(kafka: KafkaBroker, prefix: str) -> bool:
 
 @pytest.mark.newest_postgres
 def test_c8_the_cursor_is_read_past_another_captures_open_transaction(
-    kafka: KafkaBroker, topic_prefix: str, settings: CdcSettings
+    kafka: KafkaBroker, topic_prefix: str, settings: CdcSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cdc.cursors, "_PATIENCE_SECONDS", 1.0)
     client = admin(settings, name="test")
     topic = f"{topic_prefix}.cursor"
     ensure_topic(client, settings, topic, partitions=1, config=CURSOR_CONFIG)
@@ -110,12 +113,14 @@ def test_c8_the_cursor_is_read_past_another_captures_open_transaction(
     other.produce(topic, Cursor(capture="other", token="open", tables={}).encode(), b"other")
     other.flush()
     _commit_cursor(ours, topic, "ours", token="new")
-    with ThreadPoolExecutor(1) as executor:
+    with capture_logs() as logs, ThreadPoolExecutor(1) as executor:
         read = executor.submit(read_cursors, client, settings, Stop())
         assert _still_waits(read.done)
         other.commit_transaction()
         cursors = read.result()
     assert {name: cursor.token for name, cursor in cursors.items()} == {"ours": "new", "other": "open"}
+    told = next(line for line in logs if line["event"] == "cursor_awaited")
+    assert told["read_up_to"] == told["committed_up_to"] < told["end"]
 
 
 def _producer(kafka: KafkaBroker, transactional_id: str) -> Producer:
