@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from cdc.avro_decoding import AvroDecoding
 from cdc.decoding import Decoding, JsonDecoding
-from runtime.registry import Registry
 from runtime.settings import KafkaSettings
 
 
@@ -15,5 +13,9 @@ def open_decoding(settings: KafkaSettings) -> Iterator[Decoding]:
     if settings.encoding == "json":
         yield JsonDecoding()
         return
+    # Imported only where it is used: the registry's client takes 18 MB.
+    from cdc.avro_decoding import AvroDecoding
+    from runtime.registry import Registry
+
     with closing(Registry(settings)) as registry:
         yield AvroDecoding(registry)
