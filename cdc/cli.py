@@ -15,13 +15,13 @@ from cdc.documents import Attachment, Attachments, RequestedSnapshot, RequestedS
 from cdc.reconcile import reconcile
 from cdc.reconcile_report import Shown, conclusion, counts_and_keys, json_pieces, progress, shown
 from cdc.requests import SnapshotRequest, follow, request_snapshots
+from cdc.session import SESSION
 from cdc.snapshot_screen import show
 from cdc.status import read_status
 from cdc.status_source import STATUS_SESSION, StatusSource
 from cdc.status_text import status_text
 from cdc.table_options import Level, TableOptions, table_options
 from cdc.tables import check_source
-from cdc.triggers import SESSION
 from cdc.watching import CursorTail, LeaderWatch
 from cdc.wire import TableName
 from runtime.cli import print_json, run_command, settings_epilog, start

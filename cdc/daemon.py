@@ -19,11 +19,12 @@ from cdc.lease import Lease
 from cdc.masks import mask_session
 from cdc.publisher import Publisher
 from cdc.reading import Reader
+from cdc.session import SESSION
 from cdc.statements import PARTS
 from cdc.tables import CapturedTable, check_source
 from cdc.taking_up import TakingUp
 from cdc.topics import CURSOR_CONFIG, ensure_topic
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import TriggerSource
 from cdc.wire import cursor_topic_name
 from runtime.errors import RetryableError
 from runtime.health import Health

@@ -1,7 +1,7 @@
 """The wire's JSON, written in SQL: which expression makes a column's value, and a row's key, into JSON.
 
 docs/types.md has the rules, type by type. Most types are as `row_to_json` writes them; the others are cast here, inside
-arrays too. Some of it hangs on the session's settings: see `SESSION` in cdc/triggers.py.
+arrays too. Some of it hangs on the session's settings: see `SESSION` in cdc/session.py.
 """
 
 import json

@@ -15,10 +15,11 @@ from cdc.errors import CaptureError
 from cdc.fingerprints import Seen
 from cdc.masks import demand_key
 from cdc.progress import Phase, phase
+from cdc.rounds import NO_KEYS, Drain, Found, Mark, Round
 from cdc.sweep import KeyReader, key_columns
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp, labelled
-from cdc.triggers import MOST_PAGE_BYTES, NO_KEYS, Drain, Found, Mark, Round, TriggerSource
+from cdc.triggers import MOST_PAGE_BYTES, TriggerSource
 from runtime.postgres import LockNotAvailable
 from runtime.settings import CdcSettings
 

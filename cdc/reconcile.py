@@ -13,11 +13,12 @@ from cdc.images import Images, open_images
 from cdc.masks import demand_key, mask_session
 from cdc.reconciling import Reconciling, Say, Tally
 from cdc.records import RecordReader
+from cdc.session import SESSION
 from cdc.source_rows import SourceRows
 from cdc.status_source import STATUS_SESSION, StatusSource
 from cdc.tables import CapturedTable, check_source, selected
 from cdc.topics import end_offsets, topic_identities
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import TriggerSource
 from cdc.watching import CursorTail, LeaderWatch
 from cdc.watermarks import Watermarks
 from cdc.wire import TableName

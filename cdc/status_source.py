@@ -11,8 +11,8 @@ from psycopg.rows import class_row
 from psycopg.sql import SQL, Identifier
 
 from cdc.cursor import TableCursor
+from cdc.session import SESSION
 from cdc.statements import PARTS
-from cdc.triggers import SESSION
 from runtime.postgres import ObjectMissing, translated
 
 STATUS_SESSION: Mapping[str, str] = {**SESSION, "lock_timeout": "5s", "statement_timeout": "30s"}

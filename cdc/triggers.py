@@ -6,9 +6,6 @@ PgQ's ticks do: no clock, no gap, no wait behind open transactions. Rows are rea
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
 from itertools import islice
 
 import psycopg
@@ -21,47 +18,10 @@ from cdc.change import KeyAndRow, Op, Page
 from cdc.errors import CaptureError, CatalogChanged
 from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
 from cdc.pruning import empty
+from cdc.rounds import Drain, Found, Keys, Mark, Round, Snapshots
+from cdc.session import READER
 from cdc.tables import CapturedTable, captured_tables, keys_of
-from cdc.wire import TableName
 from runtime.postgres import LockNotAvailable, translated
-
-SESSION = {
-    # The same bytes for the same row, whatever the server's, the database's or the role's settings.
-    "search_path": "",
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
-    "IntervalStyle": "iso_8601",
-    "extra_float_digits": "1",
-    "bytea_output": "hex",
-    "lc_monetary": "C",
-    # Names of types, as the catalog gives them, decide how values are written.
-    "quote_all_identifiers": "off",
-    "client_encoding": "UTF8",
-    # A row hidden by a policy would look deleted: make Postgres raise an error instead.
-    "row_security": "off",
-    # A commit of ours must be on disk when it returns: see Lease.flush.
-    "synchronous_commit": "on",
-    # Nothing of ours stands long in a lock's queue, since writers would queue behind it.
-    "lock_timeout": "50ms",
-    # A round may be long, but a leader that was lost in one must not hold its locks for long.
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "120s",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "jit": "off",
-}
-"""Settings of every session that reads the source or writes the mark."""
-
-_READER = {
-    # Tens of records a poll: the planner's guess for a log without statistics would be a sequential scan.
-    "enable_seqscan": "off",
-    # A page's keys are looked up one by one: a merge with the key's index would read all of it before them.
-    "enable_mergejoin": "off",
-    "enable_hashjoin": "off",
-    # A cursor is read to its end.
-    "cursor_tuple_fraction": "1",
-}
 
 MOST_PAGE_BYTES = 8 * 1024 * 1024
 """Reading a page stops at about so much; three pages are in memory at once."""
@@ -79,89 +39,6 @@ WHERE pg_snapshot_xmax(t.pruned_snapshot) > pg_snapshot_xmax(c.snapshot)
               WHERE pg_visible_in_snapshot(open.xid, t.pruned_snapshot))
 """
 
-Snapshots = Mapping[TableName, str]
-
-
-class Mark(StrEnum):
-    """What a change log says besides keys."""
-
-    TRUNCATE = "truncate"
-    LIMIT = "limit"
-    KEY = "key"
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Distinct keys, `count` of them, as an array literal for each key column."""
-
-    count: int
-    literals: Sequence[str]
-
-
-NO_KEYS = Keys(0, ())
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a round found in one table's change log."""
-
-    table: CapturedTable
-    records: int
-    marks: frozenset[Mark]
-    keys: Keys
-
-
-@dataclass(slots=True)
-class Round:
-    """All changes between two polls, inside the transaction that reads them.
-
-    `time` is the source's clock when the transaction began, before `snapshot` was taken: every change of `tables` whose
-    COMMIT had returned by then is in the round or in an earlier one. A table that was locked sits the round out and is
-    not in `tables`.
-    """
-
-    time: datetime
-    snapshot: str
-    tokens: frozenset[str]
-    tables: tuple[CapturedTable, ...]
-    found: list[Found] = field(default_factory=list)
-
-    @property
-    def read_at_ms(self) -> int:
-        """The round's time in milliseconds since 1970."""
-        return int(self.time.timestamp() * 1000)
-
-
-class Drain:
-    """The keys of a round that is too large for one page; they outlive the transaction that found them.
-
-    `snapshot` is the round's: with the last page everything up to it has been read.
-    """
-
-    def __init__(self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
-        self.found = found
-        self.snapshot = snapshot
-        self._cursor = cursor
-        self._where = where
-        self._next: Keys | None = None
-
-    def peek(self) -> Keys | None:
-        """Return the next page of keys, the same until `advance`; None after the last."""
-        if self._next is None:
-            with translated(self._where):
-                row = self._cursor.fetchone()
-            self._next = Keys(row[-1], row[:-1]) if row else None
-        return self._next
-
-    def advance(self) -> None:
-        """Go on to the page after the one that `peek` gave."""
-        self._next = None
-
-    def close(self) -> None:
-        """Free what the server keeps."""
-        with translated(self._where):
-            self._cursor.close()
-
 
 class TriggerSource:
     """Reads captured tables over one connection, in transactions that each last for a round or a page."""
@@ -175,7 +52,7 @@ class TriggerSource:
         self._row_cursor: psycopg.Cursor[KeyAndRow] = connection.cursor(binary=True)
         self._row_cursor.adapters.register_loader("text", ByteaBinaryLoader)
         with translated(where):
-            for setting, value in _READER.items():
+            for setting, value in READER.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (setting, value))
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:

@@ -9,8 +9,9 @@ from confluent_kafka import Consumer, TopicPartition
 from cdc.attachment import attach
 from cdc.change import Page
 from cdc.cursor import Cursor
+from cdc.session import SESSION
 from cdc.tables import CapturedTable, captured_tables
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import TriggerSource
 from cdc.wire import TableName
 from runtime.postgres import connect
 from tests.topic_reader import READ_SECONDS, Changelog, read_changelog, read_cursor

@@ -10,8 +10,9 @@ import psycopg
 from confluent_kafka import Message
 
 from cdc.cursor import Cursor, TableCursor, decode_cursor
+from cdc.session import SESSION
 from cdc.tables import captured_tables
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import TriggerSource
 from cdc.wire import TableName
 from compose.local.kafka import KafkaBroker
 from runtime.postgres import connect

@@ -9,9 +9,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from cdc.attachment import attach, detach
 from cdc.rights import missing_rights
+from cdc.session import SESSION
 from cdc.table_options import Level
 from cdc.tables import CapturedTable, Column, Kind, captured_tables
-from cdc.triggers import SESSION
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.postgres import connect

@@ -22,9 +22,10 @@ import cdc.cursors
 from cdc.attachment import attach
 from cdc.cursor import Cursor
 from cdc.cursors import read_cursors
+from cdc.session import SESSION
 from cdc.tables import captured_tables
 from cdc.topics import CURSOR_CONFIG, ensure_topic
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import TriggerSource
 from cdc.wire import TableName
 from compose.local.kafka import KafkaBroker
 from compose.local.postgres import postgres as run_postgres

@@ -14,8 +14,9 @@ from cdc.cursor import Cursor
 from cdc.encoding import JsonEncoding
 from cdc.progress import Phase, phase
 from cdc.reading import Reader
+from cdc.session import SESSION
 from cdc.taking_up import TakingUp
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import TriggerSource
 from runtime.kafka import admin
 from runtime.postgres import connect
 from runtime.settings import CdcSettings

@@ -7,8 +7,10 @@ from contextlib import closing
 import pytest
 
 from cdc.change import Page
+from cdc.rounds import Keys
+from cdc.session import SESSION
 from cdc.tables import CapturedTable, captured_tables
-from cdc.triggers import SESSION, Keys, TriggerSource
+from cdc.triggers import TriggerSource
 from runtime.postgres import connect
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets, tombstones

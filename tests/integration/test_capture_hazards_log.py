@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 import pytest
 
 from cdc.pruning import prune
+from cdc.session import SESSION
 from cdc.tables import captured_tables
-from cdc.triggers import SESSION
 from runtime.postgres import connect
 from tests.daemons import Daemon, Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets

@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from cdc.lease import Lease
-from cdc.triggers import SESSION
+from cdc.session import SESSION
 from runtime.postgres import connect
 from runtime.stop import Stop
 from tests.daemons import Daemons

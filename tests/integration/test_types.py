@@ -13,9 +13,10 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from cdc import statements
 from cdc.change import KeyAndRow
+from cdc.session import SESSION
 from cdc.sweep import key_columns
 from cdc.tables import captured_tables
-from cdc.triggers import SESSION, TriggerSource
+from cdc.triggers import TriggerSource
 from runtime.postgres import connect
 from tests.daemons import ROOT
 

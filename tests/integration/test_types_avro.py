@@ -22,8 +22,8 @@ from cdc.avro_schema import key_type, value_type
 from cdc.avro_values import date_days, date_text, timestamp_micros, timestamp_text
 from cdc.change import KeyAndRow, Op, Page
 from cdc.errors import CaptureError
+from cdc.session import SESSION
 from cdc.tables import CapturedTable, Column, captured_tables
-from cdc.triggers import SESSION
 from runtime.postgres import connect
 from runtime.settings import CdcSettings, read_settings
 from tests.integration.test_types import CAPTURE, DOCUMENT, EXAMPLES, ODD_TEXTS, Example, applicable, create

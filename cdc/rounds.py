@@ -1,0 +1,95 @@
+"""What a poll of the change logs finds, and the keys of one that is too large for a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+import psycopg
+
+from cdc.tables import CapturedTable
+from cdc.wire import TableName
+from runtime.postgres import translated
+
+Snapshots = Mapping[TableName, str]
+
+
+class Mark(StrEnum):
+    """What a change log says besides keys."""
+
+    TRUNCATE = "truncate"
+    LIMIT = "limit"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Distinct keys, `count` of them, as an array literal for each key column."""
+
+    count: int
+    literals: Sequence[str]
+
+
+NO_KEYS = Keys(0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a round found in one table's change log."""
+
+    table: CapturedTable
+    records: int
+    marks: frozenset[Mark]
+    keys: Keys
+
+
+@dataclass(slots=True)
+class Round:
+    """All changes between two polls, inside the transaction that reads them.
+
+    `time` is the source's clock when the transaction began, before `snapshot` was taken: every change of `tables` whose
+    COMMIT had returned by then is in the round or in an earlier one. A table that was locked sits the round out and is
+    not in `tables`.
+    """
+
+    time: datetime
+    snapshot: str
+    tokens: frozenset[str]
+    tables: tuple[CapturedTable, ...]
+    found: list[Found] = field(default_factory=list)
+
+    @property
+    def read_at_ms(self) -> int:
+        """The round's time in milliseconds since 1970."""
+        return int(self.time.timestamp() * 1000)
+
+
+class Drain:
+    """The keys of a round that is too large for one page; they outlive the transaction that found them.
+
+    `snapshot` is the round's: with the last page everything up to it has been read.
+    """
+
+    def __init__(self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
+        self.found = found
+        self.snapshot = snapshot
+        self._cursor = cursor
+        self._where = where
+        self._next: Keys | None = None
+
+    def peek(self) -> Keys | None:
+        """Return the next page of keys, the same until `advance`; None after the last."""
+        if self._next is None:
+            with translated(self._where):
+                row = self._cursor.fetchone()
+            self._next = Keys(row[-1], row[:-1]) if row else None
+        return self._next
+
+    def advance(self) -> None:
+        """Go on to the page after the one that `peek` gave."""
+        self._next = None
+
+    def close(self) -> None:
+        """Free what the server keeps."""
+        with translated(self._where):
+            self._cursor.close()
