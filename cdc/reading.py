@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 
-import msgspec
 import structlog
 from msgspec.structs import replace
 
@@ -14,12 +13,12 @@ from cdc.cursor import Cursor, TableCursor
 from cdc.errors import CaptureError
 from cdc.fingerprints import Seen
 from cdc.masks import demand_key
+from cdc.paging import Paging
 from cdc.progress import Phase, phase
-from cdc.rounds import NO_KEYS, Drain, Found, Mark, Round
-from cdc.sweep import KeyReader, key_columns
+from cdc.rounds import Found, Mark, Round
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp, labelled
-from cdc.triggers import MOST_PAGE_BYTES, TriggerSource
+from cdc.triggers import TriggerSource
 from runtime.postgres import LockNotAvailable
 from runtime.settings import CdcSettings
 
@@ -29,13 +28,6 @@ HEARTBEAT_SECONDS = 1.0
 """The cursor is written at least so often, so that freshness is known on an idle system, too."""
 LOOK_SECONDS = 1.0
 """So often the catalog is asked which tables are attached, and what is requested."""
-HELD_BACK_SECONDS = 5.0
-"""So often rows that are held back are looked for: those that are gone are held back no longer."""
-PAGE_BYTES = MOST_PAGE_BYTES * 5 // 8
-"""The next page has about so much, by the width of the rows in earlier ones."""
-_FIRST_PAGE_ROWS = 5_000
-_LEAST_PAGE_ROWS = 50
-_SAMPLE_ROWS = 64
 
 
 class Reader:
@@ -52,10 +44,7 @@ class Reader:
         self._cursor = cursor
         self._entries: Mapping[str, TableCursor] = cursor.tables
         self._shapes: dict[int, str] = {}
-        self._page_rows: dict[int, int] = {}
-        self._drains: dict[str, Drain] = {}
-        self._sweeps: dict[str, KeyReader] = {}
-        self._held_back_at: dict[int, float] = {}
+        self._paging = Paging(settings, source, taking_up)
         # Tables that do not log all of their changes: their shape then, and whether mending that was tried in vain.
         self._troubled: dict[str, tuple[str, bool]] = {}
         self._history_checked = False
@@ -84,8 +73,7 @@ class Reader:
                 else:
                     closing.wait(poll_at - time.monotonic())
         finally:
-            for sweep in self._sweeps.values():
-                sweep.close()
+            self._paging.close()
 
     def _look(self) -> None:
         """Take up what is attached now, and begin what was asked for."""
@@ -105,7 +93,7 @@ class Reader:
                 entry = self._taking_up.entry(table, entry, requested=requested)
                 # The next round begins with it.
                 self._emitted_at = float("-inf")
-                self._learn_width(table, self._source.chunk(table, None, most_rows=_SAMPLE_ROWS))
+                self._paging.sample(table)
             entry = labelled(table, entry)
             if requested:
                 entry = self._given_up(table, replace(entry, request=request), "a snapshot was requested")
@@ -160,9 +148,9 @@ class Reader:
         previous = {
             table.name: snapshot
             for table in self.tables
-            if (snapshot := self._entries[str(table.name)].snapshot) and str(table.name) not in self._drains
+            if (snapshot := self._entries[str(table.name)].snapshot) and str(table.name) not in self._paging.draining
         }
-        with self._source.round(self.tables, previous, self._most_rows) as round_:
+        with self._source.round(self.tables, previous, self._paging.most_rows) as round_:
             if not self._history_checked:
                 self._check_history(round_)
             if not round_.found and not beat:
@@ -179,7 +167,7 @@ class Reader:
         self._emitted_at = began
         if len(known) < len(round_.tables):
             self._looked_at = self._emitted_at = float("-inf")
-        current = {str(table.name) for table in known} - self._drains.keys()
+        current = {str(table.name) for table in known} - self._paging.draining
         return Unit(
             tables=self._entries,
             pages=pages,
@@ -215,7 +203,7 @@ class Reader:
         self._troubled.pop(name, None)
         if entry.snapshot is None:
             return entry if self._source.limit_reached(table) else self._begun(round_, table, entry, seen)
-        if name in self._drains:
+        if name in self._paging.draining:
             return entry
         if Mark.LIMIT in marks:
             return self._given_up(table, entry, "its change log had reached its limit")
@@ -228,34 +216,15 @@ class Reader:
             return self._begun(round_, table, entry, seen)
         if not round_.found:
             return replace(entry, fingerprint=seen.fingerprint)
-        if found and not self._imaged(round_, table, found, pages):
-            # At the previous snapshot still: whoever begins again from here repeats the whole of it.
-            self._drains[name] = self._source.drain(
-                round_, found, {table.name: entry.snapshot}, page_keys=self._most_rows(table)
-            )
-            return entry
-        return self._passed(replace(entry, fingerprint=seen.fingerprint), round_.snapshot, marks)
-
-    def _imaged(self, round_: Round, table: CapturedTable, found: Found, pages: list[Page]) -> bool:
-        """Add the rows of a round's keys to `pages`; return False if they are more, or wider, than a page holds."""
-        if found.records > self._most_rows(table):
-            return False
-        page = self._source.images(round_, table, found.keys)
-        if page.is_cut:
-            self._learn_wide(table, page)
-        else:
+        if found:
+            page = self._paging.images(round_, table, found, previous=entry.snapshot)
+            if page is None:
+                return entry
             pages.append(page)
-        return not page.is_cut
-
-    def _passed(self, entry: TableCursor, snapshot: str, marks: frozenset[Mark]) -> TableCursor:
-        """Move a table to a snapshot whose changes have been read."""
-        if Mark.TRUNCATE not in marks:
-            return replace(entry, snapshot=snapshot)
-        self._end_sweep(entry.topic)
-        return progress.truncated(replace(entry, snapshot=snapshot), end_offsets=self._taking_up.ends(entry))
+        return self._paging.passed(replace(entry, fingerprint=seen.fingerprint), round_.snapshot, marks)
 
     def _begun(self, round_: Round, table: CapturedTable, entry: TableCursor, seen: Seen) -> TableCursor:
-        self._end_work(table, entry)
+        self._paging.end(table, entry)
         log.info("snapshot_begins", table=str(table.name))
         return progress.begun(
             entry,
@@ -276,107 +245,21 @@ class Reader:
 
     def _given_up(self, table: CapturedTable, entry: TableCursor, reason: str) -> TableCursor:
         log.warning("to_be_read_anew", table=str(table.name), reason=reason)
-        self._end_work(table, entry)
+        self._paging.end(table, entry)
         return progress.waiting(entry)
 
     def _next_page(self) -> Unit | None:
         """Read a page of the first table that needs one, and put that table last."""
         for table in self.tables:
             name = str(table.name)
-            entry = self._entries[name]
-            if name in self._drains:
-                read = self._drained(table, entry, self._drains[name])
-            elif phase(entry) is Phase.READING:
-                read = self._chunked(table, entry)
-            elif phase(entry) is Phase.SWEEPING:
-                read = self._swept(table, entry)
-            else:
-                read = self._forgotten(table, entry)
+            read = self._paging.next(table, self._entries[name], self.published.get(name))
             if read is None:
                 continue  # it needs none, or is locked and has its turn again later
             page, after = read
             self._entries = {**self._entries, name: after}
-            if name not in self._drains and phase(after) is Phase.COMPLETE:
+            if name not in self._paging.draining and phase(after) is Phase.COMPLETE:
                 # Its watermark moves with the next round, which need not wait for the second to pass.
                 self._emitted_at = float("-inf")
             self.tables = (*(other for other in self.tables if other is not table), table)
             return Unit(tables=self._entries, pages=[page])
         return None
-
-    def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> tuple[Page, TableCursor] | None:
-        page = self._source.page(table, drain.peek() or NO_KEYS)
-        if page is None:
-            return None
-        if page.is_cut:
-            # The next round begins with the same keys again, in smaller pages.
-            self._learn_wide(table, page)
-            self._drains.pop(str(table.name)).close()
-            return page, entry
-        drain.advance()
-        if drain.peek() is None:
-            self._drains.pop(str(table.name)).close()
-            entry = self._passed(entry, drain.snapshot, drain.found.marks)
-        return page, entry
-
-    def _chunked(self, table: CapturedTable, entry: TableCursor) -> tuple[Page, TableCursor] | None:
-        most_rows = self._most_rows(table)
-        page = self._source.chunk(table, entry.reading.resume_after if entry.reading else None, most_rows=most_rows)
-        if page is None:
-            return None
-        rows = len(page.changes)
-        end = _key_texts(page.changes[-1][0]) if rows == most_rows or page.is_cut else None
-        self._learn_width(table, page)
-        return page, progress.chunked(entry, end=end, rows=rows)
-
-    def _swept(self, table: CapturedTable, entry: TableCursor) -> tuple[Page, TableCursor] | None:
-        if entry.sweep is None:
-            return None
-        if entry.topic not in self._sweeps:
-            log.info("ghost_sweep", table=str(table.name))
-            self._sweeps[entry.topic] = KeyReader(
-                self._settings, self._taking_up.encoding.decoding, entry.topic, entry.sweep
-            )
-        batch = self._sweeps[entry.topic].batch(self._settings.cdc_chunk_rows)
-        page = self._source.ghosts(table, batch.keys)
-        if page is None or batch.next_offsets is None:
-            # Locked, it begins again from where the cursor is.
-            self._end_sweep(entry.topic)
-        return None if page is None else (page, progress.swept(entry, next_offsets=batch.next_offsets))
-
-    def _forgotten(self, table: CapturedTable, entry: TableCursor) -> tuple[Page, TableCursor] | None:
-        """Now and then, read which rows that are held back are gone: TRUNCATE logs no keys, and no topic has these."""
-        told, number, now = self.published.get(str(table.name)), table.attachment, time.monotonic()
-        if not told or not told.held_back or told.attachment != number:
-            return None
-        if now - self._held_back_at.get(number, 0) < HELD_BACK_SECONDS:
-            return None
-        self._held_back_at[number] = now
-        page = self._source.ghosts(table, key_columns(entry.topic, {key.encode() for key in told.held_back}))
-        return (page, entry) if page and page.changes else None
-
-    def _most_rows(self, table: CapturedTable) -> int:
-        return min(self._page_rows.get(table.attachment, _FIRST_PAGE_ROWS), self._settings.cdc_chunk_rows)
-
-    def _learn_width(self, table: CapturedTable, page: Page | None) -> None:
-        sample = [len(row) for _, row in page.changes[::16] if row is not None] if page else ()
-        # A large round may have found wider ones, and is to end with the pages that fit them.
-        if sample and str(table.name) not in self._drains:
-            self._page_rows[table.attachment] = max(PAGE_BYTES * len(sample) // (sum(sample) + 1), _LEAST_PAGE_ROWS)
-
-    def _learn_wide(self, table: CapturedTable, page: Page) -> None:
-        self._page_rows[table.attachment] = max(len(page.changes) // 2, _LEAST_PAGE_ROWS)
-
-    def _end_work(self, table: CapturedTable, entry: TableCursor) -> None:
-        drain = self._drains.pop(str(table.name), None)
-        if drain is not None:
-            drain.close()
-        self._end_sweep(entry.topic)
-
-    def _end_sweep(self, topic: str) -> None:
-        sweep = self._sweeps.pop(topic, None)
-        if sweep is not None:
-            sweep.close()
-
-
-def _key_texts(key: bytes) -> tuple[str, ...]:
-    return tuple(str(value) for value in msgspec.json.decode(key, type=dict[str, str | int | bool]).values())

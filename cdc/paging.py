@@ -1,0 +1,173 @@
+"""Pages: what is read of a table between two polls, of its snapshot, of a sweep, or of a round with very many keys."""
+
+import time
+from collections.abc import Set as AbstractSet
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from cdc import progress
+from cdc.change import Page
+from cdc.cursor import TableCursor
+from cdc.progress import Phase, phase
+from cdc.rounds import NO_KEYS, Drain, Found, Mark, Round
+from cdc.sweep import KeyReader, key_columns
+from cdc.tables import CapturedTable
+from cdc.taking_up import TakingUp
+from cdc.triggers import MOST_PAGE_BYTES, TriggerSource
+from runtime.settings import CdcSettings
+
+log = structlog.get_logger()
+
+HELD_BACK_SECONDS = 5.0
+"""So often rows that are held back are looked for: those that are gone are held back no longer."""
+PAGE_BYTES = MOST_PAGE_BYTES * 5 // 8
+"""The next page has about so much, by the width of the rows in earlier ones."""
+_FIRST_PAGE_ROWS = 5_000
+_LEAST_PAGE_ROWS = 50
+_SAMPLE_ROWS = 64
+
+PageAndEntry = tuple[Page, TableCursor]
+"""A page, and its table's part of the cursor once it is published."""
+
+
+class Paging:
+    """Reads pages, each in a transaction of its own, and knows what is begun and not at its end."""
+
+    def __init__(self, settings: CdcSettings, source: TriggerSource, taking_up: TakingUp) -> None:
+        self._settings = settings
+        self._source = source
+        self._taking_up = taking_up
+        self._page_rows: dict[int, int] = {}
+        self._drains: dict[str, Drain] = {}
+        self._sweeps: dict[str, KeyReader] = {}
+        self._held_back_at: dict[int, float] = {}
+
+    @property
+    def draining(self) -> AbstractSet[str]:
+        """The names of the tables with a round that is read page by page."""
+        return self._drains.keys()
+
+    def most_rows(self, table: CapturedTable) -> int:
+        """Return how many rows, or keys, a page of a table has at most."""
+        return min(self._page_rows.get(table.attachment, _FIRST_PAGE_ROWS), self._settings.cdc_chunk_rows)
+
+    def sample(self, table: CapturedTable) -> None:
+        """Learn how wide a table's rows are."""
+        self._learn_width(table, self._source.chunk(table, None, most_rows=_SAMPLE_ROWS))
+
+    def images(self, round_: Round, table: CapturedTable, found: Found, *, previous: str) -> Page | None:
+        """Read the rows of a round's keys; None if they are more, or wider, than a page holds.
+
+        They are read page by page then. The table stays at its `previous` snapshot until the last one, so that whoever
+        begins again from there repeats the whole round.
+        """
+        if found.records <= self.most_rows(table):
+            page = self._source.images(round_, table, found.keys)
+            if not page.is_cut:
+                return page
+            self._learn_wide(table, page)
+        self._drains[str(table.name)] = self._source.drain(
+            round_, found, {table.name: previous}, page_keys=self.most_rows(table)
+        )
+        return None
+
+    def passed(self, entry: TableCursor, snapshot: str, marks: frozenset[Mark]) -> TableCursor:
+        """Move a table to a snapshot whose changes have been read."""
+        if Mark.TRUNCATE not in marks:
+            return replace(entry, snapshot=snapshot)
+        self._end_sweep(entry.topic)
+        return progress.truncated(replace(entry, snapshot=snapshot), end_offsets=self._taking_up.ends(entry))
+
+    def next(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
+        """Read a table's next page; None if it needs none, or is locked. `told` is what was published of it last."""
+        drain = self._drains.get(str(table.name))
+        if drain is not None:
+            return self._drained(table, entry, drain)
+        if phase(entry) is Phase.READING:
+            return self._chunked(table, entry)
+        if phase(entry) is Phase.SWEEPING:
+            return self._swept(table, entry)
+        return self._forgotten(table, entry, told)
+
+    def end(self, table: CapturedTable, entry: TableCursor) -> None:
+        """Give up what is begun of a table."""
+        drain = self._drains.pop(str(table.name), None)
+        if drain is not None:
+            drain.close()
+        self._end_sweep(entry.topic)
+
+    def close(self) -> None:
+        """Close what reads topics; what the source keeps goes with its connection."""
+        for sweep in self._sweeps.values():
+            sweep.close()
+
+    def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> PageAndEntry | None:
+        page = self._source.page(table, drain.peek() or NO_KEYS)
+        if page is None:
+            return None
+        if page.is_cut:
+            # The next round begins with the same keys again, in smaller pages.
+            self._learn_wide(table, page)
+            self._drains.pop(str(table.name)).close()
+            return page, entry
+        drain.advance()
+        if drain.peek() is None:
+            self._drains.pop(str(table.name)).close()
+            entry = self.passed(entry, drain.snapshot, drain.found.marks)
+        return page, entry
+
+    def _chunked(self, table: CapturedTable, entry: TableCursor) -> PageAndEntry | None:
+        most_rows = self.most_rows(table)
+        page = self._source.chunk(table, entry.reading.resume_after if entry.reading else None, most_rows=most_rows)
+        if page is None:
+            return None
+        rows = len(page.changes)
+        end = _key_texts(page.changes[-1][0]) if rows == most_rows or page.is_cut else None
+        self._learn_width(table, page)
+        return page, progress.chunked(entry, end=end, rows=rows)
+
+    def _swept(self, table: CapturedTable, entry: TableCursor) -> PageAndEntry | None:
+        if entry.sweep is None:
+            return None
+        if entry.topic not in self._sweeps:
+            log.info("ghost_sweep", table=str(table.name))
+            self._sweeps[entry.topic] = KeyReader(
+                self._settings, self._taking_up.encoding.decoding, entry.topic, entry.sweep
+            )
+        batch = self._sweeps[entry.topic].batch(self._settings.cdc_chunk_rows)
+        page = self._source.ghosts(table, batch.keys)
+        if page is None or batch.next_offsets is None:
+            # Locked, it begins again from where the cursor is.
+            self._end_sweep(entry.topic)
+        return None if page is None else (page, progress.swept(entry, next_offsets=batch.next_offsets))
+
+    def _forgotten(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
+        """Now and then, read which rows that are held back are gone: TRUNCATE logs no keys, and no topic has these."""
+        number, now = table.attachment, time.monotonic()
+        if not told or not told.held_back or told.attachment != number:
+            return None
+        if now - self._held_back_at.get(number, 0) < HELD_BACK_SECONDS:
+            return None
+        self._held_back_at[number] = now
+        page = self._source.ghosts(table, key_columns(entry.topic, {key.encode() for key in told.held_back}))
+        return (page, entry) if page and page.changes else None
+
+    def _learn_width(self, table: CapturedTable, page: Page | None) -> None:
+        sample = [len(row) for _, row in page.changes[::16] if row is not None] if page else ()
+        # A large round may have found wider ones, and is to end with the pages that fit them.
+        if sample and str(table.name) not in self._drains:
+            self._page_rows[table.attachment] = max(PAGE_BYTES * len(sample) // (sum(sample) + 1), _LEAST_PAGE_ROWS)
+
+    def _learn_wide(self, table: CapturedTable, page: Page) -> None:
+        self._page_rows[table.attachment] = max(len(page.changes) // 2, _LEAST_PAGE_ROWS)
+
+    def _end_sweep(self, topic: str) -> None:
+        sweep = self._sweeps.pop(topic, None)
+        if sweep is not None:
+            sweep.close()
+
+
+def _key_texts(key: bytes) -> tuple[str, ...]:
+    return tuple(str(value) for value in msgspec.json.decode(key, type=dict[str, str | int | bool]).values())
