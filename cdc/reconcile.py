@@ -1,7 +1,7 @@
 """`viewkeeper-cdc reconcile`: one table after the other, each beside its topic."""
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from confluent_kafka import IsolationLevel
@@ -33,7 +33,6 @@ _NAME = "viewkeeper-cdc reconcile"
 _FETCH = {
     "queued.max.messages.kbytes": 8 * 1024,
     "queued.min.messages": 10_000,
-    "fetch.max.bytes": 1024 * 1024,
     "fetch.message.max.bytes": 128 * 1024,
     "fetch.queue.backoff.ms": 5,
 }
@@ -69,46 +68,78 @@ def reconcile(
         check_reachable(client, settings)
         _demand_capture(LeaderWatch(watching, settings.cdc_name, where=where), settings.cdc_name)
         source = TriggerSource(reading, settings.cdc_name, where=where)
-        attached, looks = source.attached()
-        tables = _chosen(attached, names, settings, where)
-        demand_key(tables, settings.cdc_mask_key)
-        followed = {
-            table.name: Watermarks(tail, table, looks[table.attachment].shape, wait_seconds=wait_seconds)
-            for table in tables
-        }
-        # All of them first: nothing is compared if one cannot be.
-        entries = {name: watermarks.first() for name, watermarks in followed.items()}
-        _demand_topics(client, entries)
         status = StatusSource(watching, settings.cdc_name, where=where)
-        totals = {one.attachment: one.total_rows for one in status.tables()}
-        for table in tables:
-            entry, name = entries[table.name], table.name
-            rows = SourceRows(source, table, entry.topic, now=status.now, wait_seconds=wait_seconds)
-            with open_images() as images, closing(_reader(settings, entry)) as reader:
-                one = Reconciling(images, reader, rows, followed[name], say=_of(table, say))
-                try:
-                    one.compare(_ends(client, entry), total_rows=totals.get(table.attachment))
-                    if repair:
-                        one.repair()
-                except ObjectMissing as error:
-                    raise CaptureError(
-                        f"{name} was altered or detached while it was compared: run this again"
-                    ) from error
-                yield Reconciled(name, one.tally, images)
+        chosen = _chosen(source, names, settings, where)
+        demand_key([table for table, _ in chosen], settings.cdc_mask_key)
+        comparisons = [
+            _Comparison(
+                settings, client, table, source, status, Watermarks(tail, table, shape, wait_seconds=wait_seconds)
+            )
+            for table, shape in chosen
+        ]
+        # All of them first: nothing is compared if one cannot be.
+        _demand_topics(client, {one.table.name: one.entry for one in comparisons})
+        for one in comparisons:
+            with one.made(repair=repair, wait_seconds=wait_seconds, say=say) as result:
+                yield result
+
+
+class _Comparison:
+    """A table that can be compared, as its part of the cursor says."""
+
+    def __init__(
+        self,
+        settings: StatusSettings,
+        client: AdminClient,
+        table: CapturedTable,
+        source: TriggerSource,
+        status: StatusSource,
+        watermarks: Watermarks,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._source = source
+        self._status = status
+        self._watermarks = watermarks
+        self.table = table
+        self.entry = watermarks.first()
+
+    @contextmanager
+    def made(self, *, repair: bool, wait_seconds: float, say: Say) -> Iterator[Reconciled]:
+        name, topic = self.table.name, self.entry.topic
+        beginning = (0,) * len(self.entry.next_offsets)
+        ends = end_offsets(self._client, topic, len(beginning), isolation=IsolationLevel.READ_COMMITTED)
+        totals = {one.attachment: one.total_rows for one in self._status.tables()}
+        rows = SourceRows(self._source, self.table, topic, now=self._status.now, wait_seconds=wait_seconds)
+        reader = RecordReader(self._settings, topic, beginning, name="reconcile", options=_FETCH)
+        with open_images() as images, closing(reader):
+            one = Reconciling(images, reader, rows, self._watermarks, say=lambda words: say(f"{name}: {words}"))
+            try:
+                one.compare(ends, total_rows=totals.get(self.table.attachment))
+                if repair:
+                    one.repair()
+            except ObjectMissing as error:
+                raise CaptureError(f"{name} was altered or detached while it was compared: run this again") from error
+            yield Reconciled(name, one.tally, images)
 
 
 def _chosen(
-    attached: Sequence[CapturedTable], names: Sequence[TableName], settings: StatusSettings, where: str
-) -> Sequence[CapturedTable]:
-    if not names:
-        return selected(attached, settings.cdc_tables)
+    source: TriggerSource, names: Sequence[TableName], settings: StatusSettings, where: str
+) -> list[tuple[CapturedTable, str]]:
+    """Return the tables that are named, or all that are captured, each with the shape that it has now."""
+    attached, looks = source.attached()
     known = {table.name: table for table in attached}
     for name in names:
         if name not in known:
             raise ConfigurationError(
                 f"{where}: {name} is not attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach {name}"
             )
-    return [known[name] for name in dict.fromkeys(names)]
+    tables = [known[name] for name in dict.fromkeys(names)] if names else selected(attached, settings.cdc_tables)
+    if not tables:
+        raise ConfigurationError(
+            f"{where}: no table is attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach TABLE…"
+        )
+    return [(table, looks[table.attachment].shape) for table in tables]
 
 
 def _demand_capture(watch: LeaderWatch, capture: str) -> None:
@@ -130,16 +161,3 @@ def _demand_topics(client: AdminClient, entries: Mapping[TableName, TableCursor]
                 f"topic {entry.topic} of {name} was deleted, made anew or given partitions: "
                 "the log of viewkeeper-cdc run says what to do"
             )
-
-
-def _reader(settings: StatusSettings, entry: TableCursor) -> RecordReader:
-    beginning = (0,) * len(entry.next_offsets)
-    return RecordReader(settings, entry.topic, beginning, name="reconcile", options=_FETCH)
-
-
-def _ends(client: AdminClient, entry: TableCursor) -> tuple[int, ...]:
-    return end_offsets(client, entry.topic, len(entry.next_offsets), isolation=IsolationLevel.READ_COMMITTED)
-
-
-def _of(table: CapturedTable, say: Say) -> Say:
-    return lambda words: say(f"{table.name}: {words}")

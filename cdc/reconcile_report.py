@@ -96,10 +96,11 @@ def counts_and_keys(tables: Sequence[Shown]) -> RenderableType:
 def conclusion(tables: Sequence[Shown], *, dry_run: bool) -> Text:
     """Return what follows from that."""
     left, repaired = sum(one.report.left for one in tables), sum(one.report.repaired for one in tables)
+    differ = "1 key differs" if left == 1 else f"{left:,} keys differ"
     if left and dry_run:
-        return Text(f"\n{left:,} keys differ; without --dry-run the capture repairs them.", style="bold red")
+        return Text(f"\n{differ}; without --dry-run the capture repairs what it can.", style="bold red")
     if left:
-        return Text(f"\n{left:,} keys differ still; docs/reconcile.md says why that may be.", style="bold red")
+        return Text(f"\n{differ} still; docs/reconcile.md says why that may be.", style="bold red")
     return Text(f"\nNothing differs{' any more' if repaired else ''}.", style="green")
 
 

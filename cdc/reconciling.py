@@ -68,9 +68,9 @@ class Reconciling:
 
     def repair(self) -> None:
         """Have the capture publish the keys that differ, and compare them once more."""
-        handed = 0
+        handed, repairable = 0, self.tally.left - self.tally.found[Kind.FOREIGN]
         for keys in self._images.pages(SETTLE_KEYS, repairable=True):
-            self._say(f"{handed:,} of {self.tally.left:,} keys that differ were handed to the capture")
+            self._say(f"{handed:,} of {repairable:,} keys that differ are published by the capture")
             self._rows.hand_over(keys)
             # Their first look waits for a watermark from after this.
             self._note_repaired(self._settled(keys))
@@ -85,13 +85,15 @@ class Reconciling:
     def _read_table(self, total_rows: int | None) -> int:
         """Compare all rows with the topic as it was read; return how many are unequal."""
         unequal = 0
-        about = f" of about {total_rows:,}" if total_rows is not None else ""
         for rows in self._rows.chunks():
             different = self._images.compare(rows)
             unequal += different
             self.tally.compared += len(rows)
             self.tally.equal += len(rows) - different
-            self._say(f"rows are compared: {self.tally.compared:,}{about}, {unequal:,} to be looked at again")
+            done = self.tally.compared
+            # The planner's guess; a table may have more by now.
+            about = f" of about {total_rows:,}" if total_rows is not None and total_rows >= done else ""
+            self._say(f"rows are compared: {done:,}{about}, {unequal:,} to be looked at again")
         return unequal
 
     def _settled(self, keys: Sequence[bytes]) -> Verdicts:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 
 from cdc.change import Page
 from cdc.errors import CaptureError, WireError
@@ -44,7 +45,7 @@ class SourceRows:
         after: tuple[str, ...] | None = None
         most_rows = CHUNK_ROWS
         while True:
-            page = self._unlocked(lambda: self._source.chunk(self._table, after, most_rows=most_rows))  # noqa: B023
+            page = self._unlocked(partial(self._source.chunk, self._table, after, most_rows=most_rows))
             yield [(key, digest(row)) for key, row in page.changes if row is not None]
             if len(page.changes) < most_rows and not page.is_cut:
                 return
@@ -86,7 +87,7 @@ class SourceRows:
         columns = key_columns(self._topic, set(keys))
         if len(columns) != len(self._table.key):
             raise WireError(f"topic {self._topic}: keys are of {len(columns)} columns, not of {len(self._table.key)}")
-        return self._unlocked(lambda: self._source.look_up(self._table, columns, most_rows=len(keys)))
+        return self._unlocked(partial(self._source.look_up, self._table, columns, most_rows=len(keys)))
 
     def _unlocked(self, read: Callable[[], Page | None]) -> Page:
         deadline = time.monotonic() + self._wait_seconds
@@ -108,4 +109,4 @@ def _next_rows(most_rows: int, page: Page) -> int:
     """Return how many rows the next chunk is to have: fewer where they are wide, since those passed over cost time."""
     if page.is_cut:
         return max(len(page.changes), LEAST_CHUNK_ROWS)
-    return min(most_rows * 2, CHUNK_ROWS)
+    return min(most_rows + most_rows // 8, CHUNK_ROWS)
