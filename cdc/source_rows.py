@@ -14,8 +14,8 @@ from cdc.triggers import TriggerSource
 from runtime.postgres import DatabaseError, ObjectMissing
 
 CHUNK_ROWS = 5_000
-LEAST_CHUNK_ROWS = 50
 LOOK_UP_KEYS = 1_000
+LEAST_ROWS = 50
 LOCKED_LOOK_SECONDS = 0.1
 
 
@@ -38,6 +38,7 @@ class SourceRows:
         self._table = table
         self._topic = topic
         self._wait_seconds = wait_seconds
+        self._look_up_keys = LOOK_UP_KEYS
         self.now = now
 
     def chunks(self) -> Iterator[list[tuple[bytes, Digest]]]:
@@ -50,7 +51,7 @@ class SourceRows:
             if len(page.changes) < most_rows and not page.is_cut:
                 return
             (after,) = zip(*key_columns(self._topic, {page.changes[-1][0]}), strict=True)
-            most_rows = _next_rows(most_rows, page)
+            most_rows = _next_size(most_rows, page, most=CHUNK_ROWS)
 
     def rows_of(self, keys: Sequence[bytes]) -> dict[bytes, Digest | None]:
         """Return the rows of keys from the topic, None for one that is not there.
@@ -58,23 +59,20 @@ class SourceRows:
         A key that the capture would write otherwise, or not at all, is left out.
         """
         found: dict[bytes, Digest | None] = {}
-        for some in _pieces(keys):
+        start = 0
+        while some := keys[start : start + self._look_up_keys]:
             found.update(self._looked_up(some))
+            start += len(some)
         return found
 
     def hand_over(self, keys: Sequence[bytes]) -> None:
         """Have the running capture read and publish keys of the table, as if their rows had changed now."""
-        for some in _pieces(keys):
-            self._source.log_keys(self._table, key_columns(self._topic, set(some)))
+        for start in range(0, len(keys), LOOK_UP_KEYS):
+            some = set(keys[start : start + LOOK_UP_KEYS])
+            self._source.log_keys(self._table, key_columns(self._topic, some))
 
     def _looked_up(self, keys: Sequence[bytes]) -> dict[bytes, Digest | None]:
-        try:
-            page = self._page_of(keys)
-        except ObjectMissing:
-            raise
-        except (WireError, DatabaseError):
-            # One of them is no key of this table: its text is not of the column's type, for instance.
-            page = None
+        page = self._page_of(keys)
         if page is not None and not page.is_cut:
             found = {key: None if row is None else digest(row) for key, row in page.changes}
             return {key: found[key] for key in keys if key in found}
@@ -83,11 +81,20 @@ class SourceRows:
         half = len(keys) // 2
         return self._looked_up(keys[:half]) | self._looked_up(keys[half:])
 
-    def _page_of(self, keys: Sequence[bytes]) -> Page:
-        columns = key_columns(self._topic, set(keys))
-        if len(columns) != len(self._table.key):
-            raise WireError(f"topic {self._topic}: keys are of {len(columns)} columns, not of {len(self._table.key)}")
-        return self._unlocked(partial(self._source.look_up, self._table, columns, most_rows=len(keys)))
+    def _page_of(self, keys: Sequence[bytes]) -> Page | None:
+        """Read the rows of keys, cut where they are wide; None if one of them cannot be a key of the table."""
+        try:
+            columns = key_columns(self._topic, set(keys))
+            if len(columns) != len(self._table.key):
+                return None
+            page = self._unlocked(partial(self._source.look_up, self._table, columns, most_rows=len(keys)))
+        except ObjectMissing:
+            raise
+        except (WireError, DatabaseError):
+            # It is no JSON object, or holds a text that the column's type does not take.
+            return None
+        self._look_up_keys = _next_size(self._look_up_keys, page, most=LOOK_UP_KEYS)
+        return page
 
     def _unlocked(self, read: Callable[[], Page | None]) -> Page:
         deadline = time.monotonic() + self._wait_seconds
@@ -101,12 +108,6 @@ class SourceRows:
         return page
 
 
-def _pieces(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    return (keys[start : start + LOOK_UP_KEYS] for start in range(0, len(keys), LOOK_UP_KEYS))
-
-
-def _next_rows(most_rows: int, page: Page) -> int:
-    """Return how many rows the next chunk is to have: fewer where they are wide, since those passed over cost time."""
-    if page.is_cut:
-        return max(len(page.changes), LEAST_CHUNK_ROWS)
-    return min(most_rows + most_rows // 8, CHUNK_ROWS)
+def _next_size(size: int, page: Page, *, most: int) -> int:
+    """Return how many rows to ask for next: fewer where they are wide, since those that are passed over cost time."""
+    return max(len(page.changes), LEAST_ROWS) if page.is_cut else min(size + size // 8, most)
