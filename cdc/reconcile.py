@@ -1,6 +1,6 @@
 """`viewkeeper-cdc reconcile`: one table after the other, each beside its topic."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -8,6 +8,8 @@ from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
 from cdc.cursor import TableCursor
+from cdc.encoding import Encoding
+from cdc.encodings import encoding_of
 from cdc.errors import CaptureError
 from cdc.images import Images, open_images
 from cdc.masks import demand_key, mask_session
@@ -40,11 +42,15 @@ _FETCH = {
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """A table that was compared; `images` has the keys that were found to differ, until the next table is asked for."""
+    """A table that was compared; `images` has the keys that were found to differ, until the next table is asked for.
+
+    `name` returns a key's JSON.
+    """
 
     table: TableName
     tally: Tally
     images: Images
+    name: Callable[[bytes], str]
 
 
 def reconcile(
@@ -62,6 +68,7 @@ def reconcile(
         closing(connect(settings.source_url, name=_NAME, settings=session)) as reading,
         closing(connect(settings.source_url, name=_NAME, settings=STATUS_SESSION)) as watching,
         CursorTail(client, settings, settings.cdc_name) as tail,
+        closing(encoding_of(settings)) as encoding,
     ):
         with translated(where):
             check_source(reading, where)
@@ -73,7 +80,13 @@ def reconcile(
         demand_key([table for table, _ in chosen], settings.cdc_mask_key)
         comparisons = [
             _Comparison(
-                settings, client, table, source, status, Watermarks(tail, table, shape, wait_seconds=wait_seconds)
+                settings,
+                client,
+                table,
+                source,
+                encoding,
+                status,
+                Watermarks(tail, table, shape, wait_seconds=wait_seconds),
             )
             for table, shape in chosen
         ]
@@ -93,16 +106,23 @@ class _Comparison:
         client: AdminClient,
         table: CapturedTable,
         source: TriggerSource,
+        encoding: Encoding,
         status: StatusSource,
         watermarks: Watermarks,
     ) -> None:
         self._settings = settings
         self._client = client
         self._source = source
+        self._encoding = encoding
         self._status = status
         self._watermarks = watermarks
         self.table = table
         self.entry = watermarks.first()
+        if self.entry.encoding != settings.encoding:
+            raise ConfigurationError(
+                f"topic {self.entry.topic} is written with VIEWKEEPER_ENCODING={self.entry.encoding}: "
+                "set that here, too"
+            )
 
     @contextmanager
     def made(self, *, repair: bool, wait_seconds: float, say: Say) -> Iterator[Reconciled]:
@@ -110,7 +130,9 @@ class _Comparison:
         beginning = (0,) * len(self.entry.next_offsets)
         ends = end_offsets(self._client, topic, len(beginning), isolation=IsolationLevel.READ_COMMITTED)
         totals = {one.attachment: one.total_rows for one in self._status.tables()}
-        rows = SourceRows(self._source, self.table, topic, now=self._status.now, wait_seconds=wait_seconds)
+        rows = SourceRows(
+            self._source, self._encoding, self.table, topic, now=self._status.now, wait_seconds=wait_seconds
+        )
         reader = RecordReader(self._settings, topic, beginning, name="reconcile", options=_FETCH)
         with open_images() as images, closing(reader):
             one = Reconciling(images, reader, rows, self._watermarks, say=lambda words: say(f"{name}: {words}"))
@@ -120,7 +142,7 @@ class _Comparison:
                     one.repair()
             except ObjectMissing as error:
                 raise CaptureError(f"{name} was altered or detached while it was compared: run this again") from error
-            yield Reconciled(name, one.tally, images)
+            yield Reconciled(name, one.tally, images, rows.name)
 
 
 def _chosen(

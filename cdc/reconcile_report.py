@@ -76,7 +76,7 @@ def differences(one: Reconciled, most_keys: int | None = None) -> Iterator[Diffe
     """Yield the keys that differ, by kind, so many of each."""
     for kind in Kind:
         for key, repaired in one.images.differences(kind, most_keys):
-            yield Difference(kind=kind, key=key.decode(errors="replace"), repaired=repaired)
+            yield Difference(kind=kind, key=one.name(key), repaired=repaired)
 
 
 def json_pieces(one: Reconciled) -> Generator[bytes, None, None]:

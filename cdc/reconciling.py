@@ -110,7 +110,9 @@ class Reconciling:
             self._catch_up(watermark.next_offsets)
             shown = self._images.shown(undecided)
             after = self._rows.rows_of(undecided)
-            held_back = {key.encode() for key in entry.held_back}
+            held_back = (
+                {key for key in undecided if self._rows.name(key) in entry.held_back} if entry.held_back else set()
+            )
             verdicts |= _judged(judge, before, shown, after, held_back)
         return {key: verdicts.get(key, Outcome.UNDECIDED) for key in keys}
 

@@ -1,11 +1,16 @@
-"""The rows of a table as the capture would publish them now, digested; and the keys that it is to publish anew."""
+"""The rows of a table as the capture would publish them now, digested; and the keys that it is to publish anew.
+
+Keys are the bytes that the topic has, whatever its encoding.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
-from cdc.change import Page
+from cdc.change import KeyAndRow, Page
+from cdc.encoding import Encoding
 from cdc.errors import CaptureError, WireError
 from cdc.judging import Digest, digest
 from cdc.sweep import key_columns
@@ -20,7 +25,7 @@ LOCKED_LOOK_SECONDS = 0.1
 
 
 class SourceRows:
-    """Reads one table in short transactions, through the SQL that its capture reads it by.
+    """Reads one table in short transactions, through the SQL and the encoding of its capture.
 
     A table that is locked is waited for, `wait_seconds` at most. `now` reads the source's clock.
     """
@@ -28,6 +33,7 @@ class SourceRows:
     def __init__(
         self,
         source: TriggerSource,
+        encoding: Encoding,
         table: CapturedTable,
         topic: str,
         *,
@@ -35,6 +41,7 @@ class SourceRows:
         wait_seconds: float,
     ) -> None:
         self._source = source
+        self._encoding = encoding
         self._table = table
         self._topic = topic
         self._wait_seconds = wait_seconds
@@ -47,7 +54,7 @@ class SourceRows:
         most_rows = CHUNK_ROWS
         while True:
             page = self._unlocked(partial(self._source.chunk, self._table, after, most_rows=most_rows))
-            yield [(key, digest(row)) for key, row in page.changes if row is not None]
+            yield [(key, digest(row)) for key, row in self._encoded(page) if row is not None]
             if len(page.changes) < most_rows and not page.is_cut:
                 return
             (after,) = zip(*key_columns(self._topic, {page.changes[-1][0]}), strict=True)
@@ -68,13 +75,18 @@ class SourceRows:
     def hand_over(self, keys: Sequence[bytes]) -> None:
         """Have the running capture read and publish keys of the table, as if their rows had changed now."""
         for start in range(0, len(keys), LOOK_UP_KEYS):
-            some = set(keys[start : start + LOOK_UP_KEYS])
-            self._source.log_keys(self._table, key_columns(self._topic, some))
+            self._source.log_keys(self._table, self._columns(keys[start : start + LOOK_UP_KEYS]))
+
+    def name(self, key: bytes) -> str:
+        """Return a key's JSON, or what can be shown of one that is none of the encoding."""
+        with suppress(ValueError):
+            (key,) = self._encoding.decoding.keys_json([key])
+        return key.decode(errors="replace")
 
     def _looked_up(self, keys: Sequence[bytes]) -> dict[bytes, Digest | None]:
         page = self._page_of(keys)
         if page is not None and not page.is_cut:
-            found = {key: None if row is None else digest(row) for key, row in page.changes}
+            found = {key: None if row is None else digest(row) for key, row in self._encoded(page)}
             return {key: found[key] for key in keys if key in found}
         if len(keys) == 1:
             return {}
@@ -84,17 +96,23 @@ class SourceRows:
     def _page_of(self, keys: Sequence[bytes]) -> Page | None:
         """Read the rows of keys, cut where they are wide; None if one of them cannot be a key of the table."""
         try:
-            columns = key_columns(self._topic, set(keys))
+            columns = self._columns(keys)
             if len(columns) != len(self._table.key):
                 return None
             page = self._unlocked(partial(self._source.look_up, self._table, columns, most_rows=len(keys)))
         except ObjectMissing:
             raise
-        except (WireError, DatabaseError):
-            # It is no JSON object, or holds a text that the column's type does not take.
+        except (ValueError, WireError, DatabaseError):
+            # It is not of the encoding, no object, or holds a text that the column's type does not take.
             return None
         self._look_up_keys = _next_size(self._look_up_keys, page, most=LOOK_UP_KEYS)
         return page
+
+    def _columns(self, keys: Sequence[bytes]) -> list[list[str]]:
+        return key_columns(self._topic, set(self._encoding.decoding.keys_json(keys)))
+
+    def _encoded(self, page: Page) -> Sequence[KeyAndRow]:
+        return self._encoding.encoded(self._topic, page)
 
     def _unlocked(self, read: Callable[[], Page | None]) -> Page:
         deadline = time.monotonic() + self._wait_seconds

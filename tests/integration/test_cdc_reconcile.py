@@ -447,3 +447,33 @@ def test_masked_columns_are_compared_under_the_same_key(source: Source, daemon: 
     refused = reconcile.begin("users")
     assert refused.wait(60) == 2
     assert "VIEWKEEPER_CDC_MASK_KEY is not set, and public.users has masked columns" in refused.log_text()
+
+
+@pytest.mark.newest_postgres
+def test_topics_in_avro_are_compared_as_they_are_written(
+    source: Source, daemon: Daemons, reconcile: Reconcile, avro: dict[str, str]
+) -> None:
+    source.run(insert_tweets(1, 300))
+    source.attach("tweets")
+    daemon("cdc", "run", settings=avro)
+    source.wait_published("tweets")
+    source.run("DELETE FROM tweets WHERE tweet_id = 300")
+    source.wait_published("tweets")
+    values = source.topic("tweets").values
+    first, second, *_ = values
+    put(source, "tweets", {first: values[second], second: None, b'{"tweet_id":3}': WRONG, b"\0\0\0\0\1": WRONG})
+    tweets = reconcile.json("tweets", exit_code=1, settings=avro)["public.tweets"]
+    assert counts(tweets) == {
+        "compared": 301,
+        "equal": 297,
+        "missing": 1,
+        "stale": 1,
+        "foreign": 2,
+        "repaired": 2,
+        "left": 2,
+    }
+    assert all(json.loads(key)["tweet_id"] for kind, key in keys(tweets) if kind != "foreign")
+    assert source.topic("tweets").values.items() >= values.items()
+    refused = reconcile.begin("tweets")
+    assert refused.wait(60) == 2
+    assert "is written with VIEWKEEPER_ENCODING=avro: set that here, too" in refused.log_text()
