@@ -11,11 +11,11 @@ import msgspec
 from fastavro import parse_schema, schemaless_reader
 from fastavro.types import AvroMessage
 
-from cdc.avro_schema import COLUMN_NAME, JSON_TYPE, Schema
+from cdc.avro_schema import COLUMN_NAME, JSON_TYPE, Schema, without_logical_types
 from cdc.avro_values import bytes_text, date_text, decimal_text, float_json, time_text, timestamp_text
 
-_MAGIC = 0
-_HEADER = binary.Struct(">BI")
+MAGIC = 0
+HEADER = binary.Struct(">BI")
 """Confluent's framing: a byte 0, and the schema's id."""
 
 Restore = Callable[[Any], Any]
@@ -52,12 +52,12 @@ class AvroDecoding:
 
     def _columns(self, raw: bytes, wanted: Collection[str] | None) -> dict[str, Any]:
         """Return columns with the values that JSON has for them; all of them if none are named."""
-        if len(raw) < _HEADER.size or raw[0] != _MAGIC:
+        if len(raw) < HEADER.size or raw[0] != MAGIC:
             raise ValueError(
-                f"it begins with {raw[: _HEADER.size]!r}, not with a schema's id: was it written with another "
+                f"it begins with {raw[: HEADER.size]!r}, not with a schema's id: was it written with another "
                 "VIEWKEEPER_ENCODING?"
             )
-        _, number = _HEADER.unpack_from(raw)
+        _, number = HEADER.unpack_from(raw)
         if number not in self._written:
             self._written[number] = _written(self._schemas.schema(number))
         return self._written[number].columns(raw, wanted)
@@ -74,14 +74,14 @@ class _Field:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A writer's schema: `plain` is without logical types, since they cannot hold all that the numbers can."""
+    """A writer's schema, `plain` without logical types."""
 
     plain: dict[str, Any]
     fields: tuple[_Field, ...]
 
     def columns(self, raw: bytes, wanted: Collection[str] | None) -> dict[str, Any]:
         stream = BytesIO(raw)
-        stream.seek(_HEADER.size)
+        stream.seek(HEADER.size)
         try:
             record: AvroMessage = schemaless_reader(stream, self.plain, None)
         except (EOFError, IndexError, OverflowError) as error:
@@ -104,14 +104,7 @@ def _written(schema: str) -> _Written:
         _Field(field["name"], field.get(COLUMN_NAME, field["name"]), _restoring(field["type"]))
         for field in found["fields"]
     )
-    return _Written(parse_schema(_plain(found)), fields)  # type: ignore[arg-type]  # a record is a dict
-
-
-def _plain(schema: Any) -> Any:
-    """Return a schema without its logical types."""
-    if isinstance(schema, dict):
-        return {name: _plain(part) for name, part in schema.items() if name != "logicalType"}
-    return [_plain(part) for part in schema] if isinstance(schema, list) else schema
+    return _Written(parse_schema(without_logical_types(found)), fields)  # type: ignore[arg-type]  # a record is a dict
 
 
 def _restoring(schema: Schema) -> Restore | None:

@@ -123,6 +123,13 @@ def key_schema(topic: str, key: Sequence[Column]) -> str:
     return _record(topic, "Key", [{**_named(column), "type": key_type(column).schema} for column in key])
 
 
+def without_logical_types(schema: Any) -> Any:
+    """Return a schema that has numbers for what logical types make of them, which cannot hold all that there is."""
+    if isinstance(schema, dict):
+        return {name: without_logical_types(part) for name, part in schema.items() if name != "logicalType"}
+    return [without_logical_types(part) for part in schema] if isinstance(schema, list) else schema
+
+
 def avro_name(name: str) -> str:
     """Return a name as Avro allows it: letters, digits and _, no digit first; other characters as `_x<code>_`."""
     escaped = re.sub(r"[^A-Za-z0-9_]", lambda match: f"_x{ord(match[0]):x}_", name)

@@ -7,9 +7,8 @@ import re
 from base64 import b64encode
 from datetime import UTC, date, datetime, timedelta
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH, _EPOCH_WITHOUT_ZONE = datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 1)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
-_MICROSECOND = timedelta(microseconds=1)
 _DAY_MICROS = 24 * 60 * 60 * 1_000_000
 _FIRST_DAY, _LAST_DAY = date.min.toordinal() - _EPOCH_DAY, date.max.toordinal() - _EPOCH_DAY
 _LONG_INFINITY, _INT_INFINITY = 2**63 - 1, 2**31 - 1
@@ -26,7 +25,8 @@ def timestamp_micros(text: str) -> int:
         found = datetime.fromisoformat(text)
     except ValueError:
         return _far_micros(text)
-    return (found.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+    since = found - (_EPOCH_WITHOUT_ZONE if found.tzinfo is None else _EPOCH)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def timestamp_text(micros: int, *, zone: bool) -> str:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 from compose.local import jvm
 from compose.local.folder import held
@@ -49,16 +49,13 @@ class SchemaRegistry:
 class RegistryProcess:
     """A registry between its launch and its end, so that other servers can start while it does."""
 
-    def __init__(self, registry: SchemaRegistry, process: ServerProcess, *, is_new: bool) -> None:
+    def __init__(self, registry: SchemaRegistry, process: ServerProcess) -> None:
         self._registry = registry
         self._process = process
-        self._is_new = is_new
 
     def wait_until_ready(self) -> SchemaRegistry:
         """Wait for its first answer; raise LocalStackError if it dies before or never gives one."""
         self._process.wait_until_ready(lambda: _answers(self._registry.url), timeout_seconds=READY_TIMEOUT_SECONDS)
-        if self._is_new:
-            _check_compatibility(self._registry.url)
         return self._registry
 
 
@@ -84,11 +81,12 @@ def launched(data_dir: Path, *, port: int | None = None) -> Iterator[RegistryPro
             stop_leftover(int(pid_path.read_text()), mark=data_option, stop_signals=STOP_SIGNALS, stop_seconds=20.0)
         port = port or free_port()
         demand_free(port, server=_NAME)
-        is_new = not data.with_suffix(".mv.db").exists()
         options = [
             *(f"-Xmx{_HEAP_MB}m", *jvm.FLAGS, data_option),
             *(f"-Dquarkus.http.host={HOST}", f"-Dquarkus.http.port={port}"),
             *(f"-Dquarkus.management.host={HOST}", f"-Dquarkus.management.port={free_port()}"),
+            # What readers of older records could not read is refused: Confluent's default, which is not Apicurio's.
+            "-Dapicurio.rules.global.compatibility=BACKWARD",
             # Each pooled connection costs start-up time, and there are few clients.
             *("-Dapicurio.datasource.jdbc.initial-size=2", "-Dapicurio.datasource.jdbc.min-size=2"),
         ]
@@ -101,7 +99,7 @@ def launched(data_dir: Path, *, port: int | None = None) -> Iterator[RegistryPro
         process = ServerProcess.start(command)
         try:
             pid_path.write_text(f"{process.pid}\n")
-            yield RegistryProcess(SchemaRegistry(port, process.pid, folder), process, is_new=is_new)
+            yield RegistryProcess(SchemaRegistry(port, process.pid, folder), process)
         finally:
             process.stop()
             pid_path.unlink(missing_ok=True)
@@ -113,10 +111,3 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (URLError, OSError):
         return False
-
-
-def _check_compatibility(url: str) -> None:
-    """Have it refuse what readers of older records could not read: Confluent's default, which is not Apicurio's."""
-    level = b'{"compatibility": "BACKWARD"}'
-    request = Request(f"{url}/config", data=level, method="PUT", headers={"Content-Type": "application/json"})  # noqa: S310
-    urlopen(request, timeout=_ANSWER_SECONDS).close()  # noqa: S310 - our own address

@@ -3,9 +3,9 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from tests.bench.processes import Daemon, cpu_seconds, daemon, only_settings
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Settings of daemons that work together: source and view database, broker and topic prefix."""
+    """Settings of daemons that work together: source and view database, broker, topic prefix, and any `further`."""
 
     source_url: str
     view_url: str
     kafka_bootstrap_servers: str
     topic_prefix: str
     folder: Path
+    further: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -41,6 +42,7 @@ class Pipeline:
             "VIEWKEEPER_CDC_HEALTH_PORT": "0",
             "VIEWKEEPER_PROJECTOR_HEALTH_PORT": "0",
             "VIEWKEEPER_API_PORT": "0",
+            **self.further,
         }
 
     def migrate(self, *sections: str) -> None:
@@ -78,13 +80,16 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class BenchStack:
-    """The servers of one benchmark."""
+    """The servers of one benchmark; the registry's URL if it has one."""
 
     postgres: PostgresServer
     kafka: KafkaBroker
     folder: Path
+    schema_registry_url: str | None = None
 
-    def pipeline(self, *, source: str, view: str, topic_prefix: str) -> Pipeline:
+    def pipeline(
+        self, *, source: str, view: str, topic_prefix: str, further: Mapping[str, str] | None = None
+    ) -> Pipeline:
         """Return settings for two databases by name and a topic prefix."""
         return Pipeline(
             source_url=self.postgres.url(source),
@@ -92,6 +97,7 @@ class BenchStack:
             kafka_bootstrap_servers=self.kafka.bootstrap_servers,
             topic_prefix=topic_prefix,
             folder=self.folder,
+            further=further or {},
         )
 
     def create_database(self, name: str, *, template: str = "template0") -> None:
@@ -118,11 +124,11 @@ class BenchStack:
 
 
 @contextmanager
-def bench_stack() -> Iterator[BenchStack]:
+def bench_stack(*, registry: bool = False) -> Iterator[BenchStack]:
     """Run fresh servers in a temporary folder; stop them and remove it after."""
     with tempfile.TemporaryDirectory(prefix="viewkeeper-bench-") as name:
         folder = Path(name)
-        with stack(folder) as servers:
+        with stack(folder, registry=registry) as servers:
             if servers.postgres is None or servers.kafka is None:
                 raise BenchError("the local stack did not start Postgres and Kafka")
-            yield BenchStack(servers.postgres, servers.kafka, folder)
+            yield BenchStack(servers.postgres, servers.kafka, folder, servers.schema_registry_url)

@@ -35,7 +35,7 @@ def measure(stack: BenchStack, scale: float, rate: int, *, with_debezium: bool) 
     """Return all figures of the capture, and Debezium's beside them if it is wanted."""
     rows = max(round(ROWS * scale), 1_000)
     say(f"filling a table of {rows:,} rows")
-    _fill(stack, rows)
+    fill(stack, rows)
     figures = _rounds(stack, rows, with_debezium=with_debezium)
     figures |= _live(stack, scale, rate, rows)
     if with_debezium:
@@ -61,7 +61,8 @@ def _rounds(stack: BenchStack, rows: int, *, with_debezium: bool) -> Figures:
     return figures | debezium.phase_figures(ours, theirs) if with_debezium else figures
 
 
-def _fill(stack: BenchStack, rows: int) -> None:
+def fill(stack: BenchStack, rows: int) -> None:
+    """Make the database TEMPLATE with so many rows in the sample table."""
     stack.create_database(TEMPLATE)
     pipeline = stack.pipeline(source=TEMPLATE, view=TEMPLATE, topic_prefix=TEMPLATE)
     pipeline.migrate("source")

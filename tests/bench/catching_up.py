@@ -1,7 +1,7 @@
 """Rounds of the real capture: a first snapshot, then catching up with a change of every row."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -49,10 +49,12 @@ class RecordForm:
     """How a process writes a row: the header with the time of its reading in milliseconds, what a value means.
 
     `meaning` of a value and of the JSON that plain reading gives are compared; for the capture they are the bytes.
+    `key` makes the JSON of a record's key.
     """
 
     time_header: str
     meaning: Callable[[bytes], object]
+    key: Callable[[bytes], bytes] = bytes
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,29 @@ class Filling:
 CAPTURE_FORM = RecordForm(time_header=SOURCE_TIME_HEADER, meaning=bytes)
 
 
-def snapshot_and_catch_up(stack: BenchStack, template: str, number: int, rows: int) -> tuple[Phase, Phase]:
-    """Measure both phases on a fresh copy of the database `template`, under a topic prefix of its own."""
+def snapshot_and_catch_up(
+    stack: BenchStack,
+    template: str,
+    number: int,
+    rows: int,
+    *,
+    further: Mapping[str, str] | None = None,
+    form: RecordForm = CAPTURE_FORM,
+) -> tuple[Phase, Phase]:
+    """Measure both phases on a fresh copy of the database `template`, under a topic prefix of its own.
+
+    `further` settings may have the capture write its records in another form.
+    """
     database = f"round_{number}"
     stack.create_database(database, template=template)
-    pipeline = stack.pipeline(source=database, view=database, topic_prefix=f"bench{number}")
+    pipeline = stack.pipeline(source=database, view=database, topic_prefix=f"bench{number}", further=further)
     pipeline.attach(TABLE)
     create_changelog_topics(_admin(pipeline), [changelog_topic(pipeline)])
-    snapshot = _phase(stack, pipeline, NOTHING, rows)
+    snapshot = _phase(stack, pipeline, NOTHING, rows, form)
     begins = committed_ends(_admin(pipeline), changelog_topic(pipeline))
     with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
         update_all(connection)
-    catch_up = _phase(stack, pipeline, begins, rows)
+    catch_up = _phase(stack, pipeline, begins, rows, form)
     stack.drop_database(database)
     return snapshot, catch_up
 
@@ -120,7 +133,7 @@ def effort(pipeline: Pipeline, filling: Filling, rows: int, form: RecordForm) ->
     )
 
 
-def _phase(stack: BenchStack, pipeline: Pipeline, begins: Sequence[int], rows: int) -> Phase:
+def _phase(stack: BenchStack, pipeline: Pipeline, begins: Sequence[int], rows: int, form: RecordForm) -> Phase:
     """Run the capture until all rows are in the topic after `begins`; check that they are, each as it is now."""
     stack.settle()
     # The first reader after a change sets hint bits on every row; neither side shall pay for that.
@@ -130,7 +143,7 @@ def _phase(stack: BenchStack, pipeline: Pipeline, begins: Sequence[int], rows: i
         capture.port()
         filling = watch_filling(pipeline, begins, rows, pid=capture.process.pid, check=capture.check_alive)
     reads += [read_rows_per_second(pipeline.source_url) for _ in range(READS)]
-    taken = effort(pipeline, filling, rows, CAPTURE_FORM)
+    taken = effort(pipeline, filling, rows, form)
     return Phase(
         rows_per_second=taken.rows_per_second,
         cpu_seconds_per_million_rows=taken.cpu_seconds_per_million_rows,
@@ -149,7 +162,7 @@ def _checked_records(pipeline: Pipeline, begins: Sequence[int], form: RecordForm
     next_offsets = list(begins)
     began_at = float("inf")
     for message in read_all(pipeline.kafka_bootstrap_servers, {topic: begins}):
-        images[message.key()] = message.value()
+        images[form.key(message.key() or b"")] = message.value()
         next_offsets[message.partition() or 0] = (message.offset() or 0) + 1
         began_at = min(began_at, _read_at(message, form.time_header))
     keys = len(images)

@@ -53,6 +53,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "ratio_to_pooled",
     ),
     "large": tuple(f"{what}_{rows}" for rows in LARGE_ROWS for what in ("covered_seconds", "other_freshness_seconds")),
+    "encoding": (
+        "json_cpu_seconds_per_million_rows",
+        "avro_cpu_seconds_per_million_rows",
+        "cpu_ratio",
+        "json_rows_per_second",
+        "avro_rows_per_second",
+    ),
     "freshness": ("p50_seconds", "p95_seconds", "p99_seconds", "max_seconds", "p95_seconds_at_200"),
 }
 """The figures that each benchmark always gives, as other programs read them; more may stand beside them."""

@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
-from confluent_kafka.schema_registry.avro import AvroDeserializer
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from cdc.avro_encoding import AvroEncoding
@@ -190,7 +190,7 @@ def test_keys_of_several_columns_and_odd_texts_read_back_as_the_same_bytes(
         assert encoding.decoding.json(raw).decode() == key
 
 
-def test_confluents_deserializer_reads_logical_types(
+def test_confluents_deserializer_reads_logical_types_and_its_serializer_writes_the_same_bytes(
     source: psycopg.Connection, encoding: AvroEncoding, topic_prefix: str, avro: dict[str, str]
 ) -> None:
     source.execute(
@@ -206,7 +206,10 @@ def test_confluents_deserializer_reads_logical_types(
     topic = f"{topic_prefix}.typed"
     _, value = encoded(encoding, topic, table, '{"id":1}', row)
     with SchemaRegistryClient({"url": avro["VIEWKEEPER_SCHEMA_REGISTRY_URL"]}) as client:
-        read = AvroDeserializer(client)(value, SerializationContext(topic, MessageField.VALUE))
+        context = SerializationContext(topic, MessageField.VALUE)
+        read = AvroDeserializer(client)(value, context)
+        newest = client.get_latest_version(f"{topic}-value").schema
+        assert AvroSerializer(client, newest, conf={"auto.register.schemas": False})(read, context) == value
     assert read == {
         "id": 1,
         "price": Decimal("-12.30"),
