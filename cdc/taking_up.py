@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
 
-from cdc.cursor import Cursor, TableCursor
+from cdc.cursor import Cursor, Sweep, TableCursor
 from cdc.encoding import Encoding, Form
-from cdc.errors import CaptureError
+from cdc.errors import CaptureError, WireError
+from cdc.sweep import KeyReader
 from cdc.tables import CapturedTable
 from cdc.topics import CHANGELOG_CONFIG, Topic, end_offsets, ensure_topic, topic_identities
 from cdc.wire import topic_name
@@ -21,6 +23,7 @@ CHECK_SECONDS = 5.0
 _LIBRDKAFKA_MOST_BYTES = 1_000_000
 # Of a record and its batch beside the row: key, headers, framing.
 _RECORD_OVERHEAD_BYTES = 2_048
+_SAMPLE_RECORDS = 100
 
 _ANEW = (
     "run: viewkeeper-cdc snapshot {table}; it is read anew then, and the views that read it are to be rebuilt from the "
@@ -93,6 +96,8 @@ class TakingUp:
                 f"{_ANEW.format(table=table.name)}"
             )
         self._demand_sole_writer(table, topic)
+        if known is None and any(ends) and requested:
+            self._demand_readable(table, topic.name, ends)
         if any(ends) and not requested:
             raise CaptureError(
                 f"topic {topic.name} has records, but the cursor knows nothing of this attachment of {table.name}: "
@@ -130,6 +135,18 @@ class TakingUp:
                 raise CaptureError(f"topic {name} was deleted, or made anew: {_ANEW.format(table=table)}")
             if partitions != len(entry.next_offsets):
                 raise CaptureError(_repartitioned(name, table, partitions, len(entry.next_offsets)))
+
+    def _demand_readable(self, table: CapturedTable, topic: str, ends: tuple[int, ...]) -> None:
+        """Raise CaptureError if a topic that no cursor tells of begins with keys of another encoding."""
+        begin = Sweep(next_offsets=(0,) * len(ends), end_offsets=ends)
+        with closing(KeyReader(self._settings, self.encoding.decoding, topic, begin)) as reader:
+            try:
+                reader.batch(_SAMPLE_RECORDS)
+            except WireError as error:
+                raise CaptureError(
+                    f"{error}; set VIEWKEEPER_ENCODING as it was, or delete topic {topic}, then "
+                    f"{_ANEW.format(table=table.name)}"
+                ) from error
 
     def _demand_sole_writer(self, table: CapturedTable, topic: Topic) -> None:
         for name, cursor in self._cursors().items():

@@ -136,6 +136,25 @@ def test_c11_another_encoding_stops_it_and_the_steps_that_it_names_work(
     assert f"topic {topic} was written with VIEWKEEPER_ENCODING=json, and would be written with" in back.log_text()
 
 
+def test_c11_a_topic_that_no_cursor_tells_of_is_not_mixed_with_another_encoding(
+    tweets: Source, daemon: Daemons, avro: dict[str, str]
+) -> None:
+    capture = daemon("cdc", "run", settings=avro)
+    tweets.wait_exact("tweets")
+    assert daemon("cdc", "detach", "tweets").wait() == 0
+    wait_until(lambda: tweets.entry("tweets") is None, what="a cursor without the table")
+    assert capture.terminate() == 0
+    ends = end_offsets(tweets)
+    tweets.attach("tweets")
+    assert daemon("cdc", "snapshot", "tweets").wait() == 0
+    refused = daemon("cdc", "run")
+    assert refused.wait(60) == 1
+    assert f"set VIEWKEEPER_ENCODING as it was, or delete topic {tweets.topic_name('tweets')}" in refused.log_text()
+    assert end_offsets(tweets) == ends
+    daemon("cdc", "run", settings=avro)
+    tweets.wait_exact("tweets")
+
+
 def test_c11_another_id_of_the_keys_schema_stops_it(
     tweets: Source, daemon: Daemons, avro: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,0 +1,114 @@
+"""A registry that asks for a user, or that is behind a proxy that cannot reach it: what a person is told."""
+
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+from confluent_kafka.schema_registry import Schema
+
+from compose.local.process import free_port
+from compose.local.registry import SchemaRegistry
+from runtime.errors import ConfigurationError
+from runtime.registry import Registry, RegistryRefused, RegistryUnavailable
+from runtime.settings import CdcSettings
+from tests.daemons import Daemons
+from tests.integration.captured_source import Source
+
+SCHEMA = Schema('{"type": "record", "name": "Row", "fields": [{"name": "id", "type": "long"}]}', "AVRO")
+USER = {"schema_registry_user": "ann", "schema_registry_password": "opens"}
+
+
+@contextmanager
+def guarded(url: str) -> Iterator[str]:
+    """Give the URL of a proxy that passes on what ann asks, with her password."""
+    wanted = f"Basic {b64encode(b'ann:opens').decode()}"
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers["Authorization"] != wanted:
+                self._answer(401, b'{"error_code": 40101, "message": "who are you?"}')
+                return
+            headers = {"Content-Type": self.headers["Content-Type"]}
+            try:
+                with urlopen(Request(url + self.path, data=body, headers=headers)) as answer:  # noqa: S310 - ours
+                    self._answer(answer.status, answer.read())
+            except HTTPError as error:
+                with error:
+                    self._answer(error.code, error.read())
+            except URLError:
+                self._answer(502, b"bad gateway")
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guard) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def registry(url: str, **settings: Any) -> closing[Registry]:
+    return closing(Registry(CdcSettings.model_construct(schema_registry_url=url, **settings)))
+
+
+def test_the_user_and_password_of_the_settings_are_given(schema_registry: SchemaRegistry, topic_prefix: str) -> None:
+    subject = f"{topic_prefix}-guarded"
+    with guarded(schema_registry.url) as url:
+        with registry(url) as nobody, pytest.raises(ConfigurationError, match="who are you") as refused:
+            nobody.register(subject, SCHEMA)
+        assert "set VIEWKEEPER_SCHEMA_REGISTRY_USER and _PASSWORD" in str(refused.value)
+        assert f"Schema Registry {url}: subject {subject}" in str(refused.value)
+        with registry(url, **USER) as known:
+            number = known.register(subject, SCHEMA)
+    with registry(schema_registry.url) as direct:
+        assert direct.register(subject, SCHEMA) == number
+        assert "Row" in direct.schema(number)
+
+
+def test_a_gateway_that_does_not_reach_it_and_a_closed_port_are_waited_for() -> None:
+    with (
+        guarded(f"http://127.0.0.1:{free_port()}") as url,
+        registry(url, **USER) as behind,
+        pytest.raises(RegistryUnavailable, match="502"),
+    ):
+        behind.register("rows", SCHEMA)
+    with registry(f"http://127.0.0.1:{free_port()}") as nowhere, pytest.raises(RegistryUnavailable, match="refused"):
+        nowhere.register("rows", SCHEMA)
+
+
+def test_what_is_no_schema_is_refused_in_its_words(schema_registry: SchemaRegistry, topic_prefix: str) -> None:
+    with registry(schema_registry.url) as known:
+        with pytest.raises(RegistryRefused, match=f"subject {topic_prefix}: refused: .*422"):
+            known.register(topic_prefix, Schema('{"type": "nothing that there is"}', "AVRO"))
+        with pytest.raises(ValueError, match="does not know its schema 99999999"):
+            known.schema(99_999_999)
+
+
+@pytest.mark.newest_postgres
+def test_a_wrong_password_ends_the_capture_as_a_wrong_setting_does(
+    source: Source, daemon: Daemons, schema_registry: SchemaRegistry
+) -> None:
+    source.attach("tweets")
+    with guarded(schema_registry.url) as url:
+        settings = {"VIEWKEEPER_ENCODING": "avro", "VIEWKEEPER_SCHEMA_REGISTRY_URL": url}
+        settings |= {"VIEWKEEPER_SCHEMA_REGISTRY_USER": "ann", "VIEWKEEPER_SCHEMA_REGISTRY_PASSWORD": "guessed"}
+        capture = daemon("cdc", "run", settings=settings)
+        assert capture.wait(60) == 2
+    assert "access refused: who are you?" in capture.log_text()
