@@ -59,6 +59,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "cpu_ratio",
         "json_rows_per_second",
         "avro_rows_per_second",
+        "projector_cpu_ratio",
     ),
     "freshness": ("p50_seconds", "p95_seconds", "p99_seconds", "max_seconds", "p95_seconds_at_200"),
 }

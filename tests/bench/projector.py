@@ -13,6 +13,7 @@ from statistics import median
 
 import click
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.bench.bench_stack import BenchStack, Pipeline, bench_stack
 from tests.bench.command import rate_option, run_bench, say, scale_option
@@ -32,6 +33,7 @@ CATCH_UP_SECONDS = 600.0
 POLL_SECONDS = 0.02
 PREFIX = "bench"
 NAIVE_PREFIX = "naive"
+EMPTY_VIEW = "empty_view"
 COLUMNS = ("user_id", *PROFILE_COLUMNS, "tweet_count", "following_count", "follower_count", "like_count")
 
 
@@ -49,18 +51,17 @@ def measure(stack: BenchStack, events: int) -> Figures:
     """Produce a history of `events` events and return the figures of catching up with it."""
     say(f"producing {events:,} events")
     history = History(events)
-    watermark = _produce(stack, PREFIX, history)
+    watermark = produce(stack, PREFIX, history)
     expected = history.expected_rows()
     # The history's beginning in topics of its own: from the whole ones a consumer would get one topic's events first.
     few = max(min(NAIVE_EVENTS, round(events * NAIVE_SHARE)), 1)
-    _produce(stack, NAIVE_PREFIX, islice(History(events), few))
-    stack.create_database("empty_view")
+    produce(stack, NAIVE_PREFIX, islice(History(events), few))
+    create_empty_view(stack)
     stack.create_database("naive")
-    stack.pipeline(source="empty_view", view="empty_view", topic_prefix=PREFIX).migrate("view")
     naive, ours = [], []
     for number in range(1, ROUNDS + 1):
         naive.append(_naive_round(stack, few))
-        ours.append(_round(stack, number, events, watermark, expected))
+        ours.append(catch_up(stack, _view(stack, number), events, watermark, expected))
         say(f"round {number}: naive {naive[-1]:,.0f} events/s, ours {ours[-1].events_per_second:,.0f}")
     return {
         "events_per_second": median(done.events_per_second for done in ours),
@@ -73,7 +74,14 @@ def measure(stack: BenchStack, events: int) -> Figures:
     }
 
 
-def _produce(stack: BenchStack, prefix: str, events: Iterable[Event]) -> datetime:
+def create_empty_view(stack: BenchStack) -> None:
+    """Make the database that view databases are copies of."""
+    stack.create_database(EMPTY_VIEW)
+    stack.pipeline(source=EMPTY_VIEW, view=EMPTY_VIEW, topic_prefix=PREFIX).migrate("view")
+
+
+def produce(stack: BenchStack, prefix: str, events: Iterable[Event]) -> datetime:
+    """Produce events into topics of their own; return the time by which all of them were committed."""
     create_topics(stack.kafka.bootstrap_servers, prefix)
     return HistoryProducer(stack.kafka.bootstrap_servers, prefix).produce(events)
 
@@ -85,11 +93,17 @@ def _naive_round(stack: BenchStack, events: int) -> float:
     return naive_events_per_second(stack.kafka.bootstrap_servers, topics, url, events=events)
 
 
-def _round(stack: BenchStack, number: int, events: int, watermark: datetime, expected: dict[int, Row]) -> Round:
-    database = f"view_{number}"
-    stack.create_database(database, template="empty_view")
+def _view(stack: BenchStack, number: int) -> Pipeline:
+    return stack.pipeline(source=EMPTY_VIEW, view=f"view_{number}", topic_prefix=PREFIX)
+
+
+def catch_up(
+    stack: BenchStack, pipeline: Pipeline, events: int, watermark: datetime, expected: dict[int, Row]
+) -> Round:
+    """Measure the projector from nothing to `watermark`, in a view database that is made and dropped."""
+    database = str(conninfo_to_dict(pipeline.view_url)["dbname"])
+    stack.create_database(database, template=EMPTY_VIEW)
     stack.settle()
-    pipeline = stack.pipeline(source=database, view=database, topic_prefix=PREFIX)
     with pipeline.daemon("projector.cli", "run") as projector:
         projector.wait_for_event("assigned")
         cpu_before = stack.postgres_cpu_seconds() + cpu_seconds(projector.process.pid)
