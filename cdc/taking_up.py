@@ -68,14 +68,10 @@ class TakingUp:
         Raises CaptureError, with what to do, where going on would leave the topic different from the table, and what
         the encoding raises for a table that cannot be written as it is now.
         """
-        form = self.encoding.form(topic_name(self._settings.topic_prefix, table.name), table)
-        topic = ensure_topic(
-            self._admin,
-            self._settings,
-            topic_name(self._settings.topic_prefix, table.name),
-            partitions=self._settings.topic_partitions,
-            config=CHANGELOG_CONFIG,
-        )
+        name = topic_name(self._settings.topic_prefix, table.name)
+        form = self.encoding.form(name, table)
+        partitions = self._settings.topic_partitions
+        topic = ensure_topic(self._admin, self._settings, name, partitions=partitions, config=CHANGELOG_CONFIG)
         self.limits[topic.name] = min(topic.max_message_bytes, self._most_bytes) - _RECORD_OVERHEAD_BYTES
         ends = end_offsets(self._admin, topic.name, topic.partitions, isolation=IsolationLevel.READ_UNCOMMITTED)
         same = known is not None and known.topic == topic.name and known.topic_id in ("", topic.topic_id)

@@ -188,3 +188,22 @@ def test_a_value_that_avro_cannot_hold_stops_it_and_nothing_of_its_transaction_i
     tweets.run("UPDATE tweets SET price = NULL WHERE tweet_id = 7")
     daemon("cdc", "run", settings=avro)
     tweets.wait_exact("tweets")
+
+
+def test_a_row_that_is_too_large_is_held_back_by_its_keys_json_until_it_fits(
+    tweets: Source, daemon: Daemons, avro: dict[str, str]
+) -> None:
+    daemon("cdc", "run", settings={**avro, "VIEWKEEPER_CDC_ON_OVERSIZE_ROW": "hold_back"})
+    tweets.wait_exact("tweets")
+    too_large = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 40000) i)"
+    tweets.run(f"UPDATE tweets SET text = {too_large} WHERE tweet_id = 7", "DELETE FROM tweets WHERE tweet_id = 8")
+    tweets.wait_published("tweets")
+    entry = tweets.entry("tweets")
+    assert entry is not None
+    assert entry.held_back == ('{"tweet_id":7}',)
+    assert len(tweets.topic("tweets").values) == 299
+    tweets.run("UPDATE tweets SET text = 'short' WHERE tweet_id = 7")
+    tweets.wait_exact("tweets")
+    entry = tweets.entry("tweets")
+    assert entry is not None
+    assert entry.held_back == ()
