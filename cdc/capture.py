@@ -17,7 +17,7 @@ from cdc.publisher import Publisher
 log = structlog.get_logger()
 
 _TOKENS_IN_FLIGHT = 4
-"""A unit is read while the one before is published, so that it may have seen an older mark than the newest."""
+"""Units are read while those before are published, so that one may have seen an older mark than the newest."""
 
 
 class Capture:

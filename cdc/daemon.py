@@ -122,7 +122,7 @@ def _lead(
             unit = units.take(TAKE_SECONDS)
             if unit is not None:
                 capture.save(unit)
-                reader.published = capture.cursor.tables
+                reader.told(capture.cursor.tables)
                 _tell(health, capture.cursor, reader.tables)
             lease.progress(reader.turned_at)
             keeping.keep(reader.tables, capture.cursor)

@@ -8,7 +8,7 @@ import structlog
 from msgspec.structs import replace
 
 from cdc import progress
-from cdc.change import Page
+from cdc.change import Page, Unit
 from cdc.cursor import TableCursor
 from cdc.progress import Phase, phase
 from cdc.rounds import NO_KEYS, Drain, Found, Mark, Round
@@ -43,11 +43,31 @@ class Paging:
         self._drains: dict[str, Drain] = {}
         self._sweeps: dict[str, KeyReader] = {}
         self._held_back_at: dict[int, float] = {}
+        # How many units were read, and how many of them are published; the last one with records of a topic; and the
+        # one that a topic's sweep waits for, whose records were on their way when it was begun.
+        self._read = self._published = 0
+        self._sent: dict[str, int] = {}
+        self._awaited: dict[str, int] = {}
 
     @property
     def draining(self) -> AbstractSet[str]:
         """The names of the tables with a round that is read page by page."""
         return self._drains.keys()
+
+    def sent(self, unit: Unit) -> None:
+        """Note that a unit is on its way."""
+        self._read += 1
+        for page in unit.pages:
+            self._sent[unit.tables[str(page.table.name)].topic] = self._read
+
+    def told(self) -> None:
+        """Note that the next unit is published; called by the thread that publishes them, in order."""
+        self._published += 1
+
+    def ends(self, entry: TableCursor) -> tuple[int, ...] | None:
+        """Return the end offsets of a table's topic, None while records that were read are on their way to it."""
+        self._awaited[entry.topic] = self._sent.get(entry.topic, 0)
+        return None if self._awaits(entry) else self._taking_up.ends(entry)
 
     def most_rows(self, table: CapturedTable) -> int:
         """Return how many rows, or keys, a page of a table has at most."""
@@ -78,10 +98,11 @@ class Paging:
         if Mark.TRUNCATE not in marks:
             return replace(entry, snapshot=snapshot)
         self._end_sweep(entry.topic)
-        return progress.truncated(replace(entry, snapshot=snapshot), end_offsets=self._taking_up.ends(entry))
+        return progress.truncated(replace(entry, snapshot=snapshot), end_offsets=self.ends(entry))
 
     def next(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
         """Read a table's next page; None if it needs none, or is locked. `told` is what was published of it last."""
+        entry = self._with_ends(entry)
         drain = self._drains.get(str(table.name))
         if drain is not None:
             return self._drained(table, entry, drain)
@@ -102,6 +123,15 @@ class Paging:
         """Close what reads topics; what the source keeps goes with its connection."""
         for sweep in self._sweeps.values():
             sweep.close()
+
+    def _awaits(self, entry: TableCursor) -> bool:
+        return self._awaited.get(entry.topic, 0) > self._published
+
+    def _with_ends(self, entry: TableCursor) -> TableCursor:
+        """Let a sweep end where the topic does, once the records of before its beginning are there."""
+        if entry.sweep is None or entry.sweep.end_offsets or self._awaits(entry):
+            return entry
+        return replace(entry, sweep=replace(entry.sweep, end_offsets=self._taking_up.ends(entry)))
 
     def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> PageAndEntry | None:
         page = self._source.page(table, drain.peek() or NO_KEYS)
@@ -129,7 +159,7 @@ class Paging:
         return page, progress.chunked(entry, end=end, rows=rows)
 
     def _swept(self, table: CapturedTable, entry: TableCursor) -> PageAndEntry | None:
-        if entry.sweep is None:
+        if entry.sweep is None or not entry.sweep.end_offsets:
             return None
         if entry.topic not in self._sweeps:
             log.info("ghost_sweep", table=str(table.name))

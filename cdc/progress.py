@@ -37,12 +37,13 @@ def begun(
     snapshot: str,
     fingerprint: Fingerprint | None,
     time: datetime,
-    end_offsets: tuple[int, ...],
+    end_offsets: tuple[int, ...] | None,
     request: int | None = None,
 ) -> TableCursor:
     """Begin a table's own snapshot; changes that `snapshot` does not see are for the polls.
 
     Keys that the topic holds below `end_offsets` are looked up at its end: those that are gone would stay for ever.
+    None stands for ends that are not known yet, since earlier records are still on their way to the topic.
     """
     return replace(
         table,
@@ -50,7 +51,7 @@ def begun(
         complete=False,
         fingerprint=fingerprint,
         reading=Reading(began=time),
-        sweep=_sweep(end_offsets),
+        sweep=_sweep(table, end_offsets),
         request=table.request if request is None else request,
     )
 
@@ -64,9 +65,9 @@ def chunked(table: TableCursor, *, end: tuple[str, ...] | None, rows: int) -> Ta
     return replace(table, reading=replace(table.reading, resume_after=end, rows=table.reading.rows + rows))
 
 
-def truncated(table: TableCursor, *, end_offsets: tuple[int, ...]) -> TableCursor:
-    """Note a TRUNCATE, which logs no keys: every key that the topic holds is to be looked up."""
-    sweep = _sweep(end_offsets)
+def truncated(table: TableCursor, *, end_offsets: tuple[int, ...] | None) -> TableCursor:
+    """Note a TRUNCATE, which logs no keys: every key that the topic holds is to be looked up, as in `begun`."""
+    sweep = _sweep(table, end_offsets)
     return replace(table, sweep=sweep, complete=table.complete and sweep is None)
 
 
@@ -102,10 +103,10 @@ def published(
     return replace(table, next_offsets=next_offsets, watermark=watermark, held_back=held_back)
 
 
-def _sweep(end_offsets: tuple[int, ...]) -> Sweep | None:
-    if not any(end_offsets):
+def _sweep(table: TableCursor, end_offsets: tuple[int, ...] | None) -> Sweep | None:
+    if end_offsets is not None and not any(end_offsets):
         return None
-    return Sweep(next_offsets=(0,) * len(end_offsets), end_offsets=end_offsets)
+    return Sweep(next_offsets=(0,) * len(table.next_offsets), end_offsets=end_offsets or ())
 
 
 def _watermark(before: Watermark | None, time: datetime, next_offsets: tuple[int, ...]) -> Watermark:

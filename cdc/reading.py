@@ -34,7 +34,7 @@ class Reader:
     """Reads the source, one unit after the other, each made after the one before was read.
 
     It begins at the cursor that was read back, and goes on from what it has read, published or not; after any error it
-    is thrown away, and the next one begins at what was published. Whoever publishes says so in `published`.
+    is thrown away, and the next one begins at what was published. Whoever publishes says so by `told`.
     """
 
     def __init__(self, settings: CdcSettings, source: TriggerSource, taking_up: TakingUp, cursor: Cursor) -> None:
@@ -66,14 +66,21 @@ class Reader:
                     poll_at = now + min(self._settings.cdc_poll_seconds, HEARTBEAT_SECONDS)
                     unit = self._round()
                     if unit is not None:
+                        self._paging.sent(unit)
                         yield unit
                 unit = self._next_page()
                 if unit is not None:
+                    self._paging.sent(unit)
                     yield unit
                 else:
                     closing.wait(poll_at - time.monotonic())
         finally:
             self._paging.close()
+
+    def told(self, published: Mapping[str, TableCursor]) -> None:
+        """Note what the cursor says now that the next unit is published; each is told, in order."""
+        self._paging.told()
+        self.published = published
 
     def _look(self) -> None:
         """Take up what is attached now, and begin what was asked for."""
@@ -231,7 +238,7 @@ class Reader:
             snapshot=round_.snapshot,
             fingerprint=seen.fingerprint,
             time=round_.time,
-            end_offsets=self._taking_up.ends(entry),
+            end_offsets=self._paging.ends(entry),
         )
 
     def _in_trouble(self, table: CapturedTable, entry: TableCursor, seen: Seen) -> TableCursor:

@@ -24,7 +24,7 @@ from cdc.tables import CapturedTable, captured_tables, keys_of
 from runtime.postgres import LockNotAvailable, translated
 
 MOST_PAGE_BYTES = 8 * 1024 * 1024
-"""Reading a page stops at about so much; three pages are in memory at once."""
+"""Reading a page stops at about so much; four pages are in memory at once."""
 _AT_ONCE_ROWS = 64
 # So many more rows than a page holds may be in memory, should they become wide of a sudden.
 _PIECE_ROWS = 100

@@ -1,13 +1,14 @@
 """C3 and C4: rows that must not look deleted, and keys of the topic that are gone from the table."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import islice
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import Producer
 
 from cdc.change import Op, Unit
 from cdc.cursor import Cursor
@@ -26,6 +27,10 @@ from tests.waiting import wait_until
 
 GHOSTS = 4_000
 TWEETS = "public.tweets"
+UNSEEN_DELETE = (
+    "BEGIN; ALTER TABLE tweets DISABLE TRIGGER viewkeeper_1_delete; DELETE FROM tweets WHERE {}; "
+    "ALTER TABLE tweets ENABLE ALWAYS TRIGGER viewkeeper_1_delete; COMMIT"
+)
 
 
 def test_c3_rows_that_a_policy_hides_are_an_error_and_no_deletes(source: Source, daemon: Daemons) -> None:
@@ -68,10 +73,7 @@ def test_c4_a_sweep_that_was_killed_goes_on_where_it_was(source: Source, daemon:
     capture = daemon("cdc", "run")
     source.wait_exact("tweets")
     capture.terminate()
-    source.run(
-        "BEGIN; ALTER TABLE tweets DISABLE TRIGGER viewkeeper_1_delete; DELETE FROM tweets WHERE tweet_id > 100; "
-        "ALTER TABLE tweets ENABLE ALWAYS TRIGGER viewkeeper_1_delete; COMMIT"
-    )
+    source.run(UNSEEN_DELETE.format("tweet_id > 100"))
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "20"})
     wait_until(lambda: _swept_records(source) > 0, what="the sweep's first batches")
     capture.kill()
@@ -117,7 +119,7 @@ def test_c4_a_log_is_emptied_once_kafka_knows_and_a_crash_before_the_snapshot_re
     with _units(source, settings, told) as (reader, units):
         phases, deleted = [], set[bytes]()
         for unit in units:
-            reader.published = unit.tables
+            reader.told(unit.tables)
             phases.append(phase(unit.tables[TWEETS]))
             deleted |= {key for page in unit.pages if page.op is Op.DELETE for key, _ in page.changes}
             if phases[-1] is Phase.READING and len(phases) > 1 and phases[-2] is not Phase.READING:
@@ -126,6 +128,42 @@ def test_c4_a_log_is_emptied_once_kafka_knows_and_a_crash_before_the_snapshot_re
                 break
     assert list(dict.fromkeys(phases)) == [Phase.WAITING, Phase.READING, Phase.SWEEPING, Phase.COMPLETE]
     assert deleted == {b'{"tweet_id":%d}' % number for number in (1, 2, 3)}
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize(
+    "statements", ["TRUNCATE tweets", UNSEEN_DELETE.format("true")], ids=["truncated", "read_anew"]
+)
+def test_c4_a_sweep_covers_records_that_were_on_their_way_when_it_was_begun(
+    source: Source, settings: CdcSettings, daemon: Daemons, statements: str
+) -> None:
+    """A slow broker takes what was read before a TRUNCATE only after the round that found it."""
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.wait_exact("tweets")
+    assert capture.terminate() == 0
+    with _units(source, settings, source.cursors()[-1]) as (reader, units):
+        next(units)
+        source.run(insert_tweets(1, 3))
+        rows = next(unit for unit in units if unit.pages)
+        source.run(statements)
+        assert any(unit.tables[TWEETS].sweep for unit in islice(units, 3)), "no sweep was begun"
+        _write(source, {key: row for page in rows.pages for key, row in page.changes})
+        deleted = set[bytes]()
+        for unit in units:
+            # As many as were read by then: the rows' unit is the oldest that nobody was told of.
+            reader.told(unit.tables)
+            deleted |= {key for page in unit.pages if page.op is Op.DELETE for key, _ in page.changes}
+            if phase(unit.tables[TWEETS]) is Phase.COMPLETE:
+                break
+    assert deleted == {b'{"tweet_id":%d}' % number for number in (1, 2, 3)}
+
+
+def _write(source: Source, images: Mapping[bytes, bytes | None]) -> None:
+    producer = Producer({"bootstrap.servers": source.bootstrap_servers, "partitioner": "murmur2_random"})
+    for key, value in images.items():
+        producer.produce(source.topic_name("tweets"), value, key)
+    assert producer.flush(30) == 0
 
 
 @contextmanager
