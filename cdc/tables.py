@@ -34,6 +34,19 @@ SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT
              JOIN pg_catalog.pg_attribute ka ON ka.attrelid = c.oid AND ka.attname = k.name
              JOIN cdc.key_type kt ON kt.type_oid = cdc.base_type(k.type_oid)
              WHERE ka.atttypid <> ALL (kt.family || k.type_oid))::text[] AS retyped,
+       -- Those that our view shows under another name than the table has by now: a view keeps the names that it was
+       -- made with, and the triggers look for them in the table. Its columns are in the table's order.
+       ARRAY(SELECT k.name FROM unnest(t.key_columns) AS k(name)
+             WHERE r.oid <> c.oid AND NOT EXISTS (
+                 SELECT FROM pg_catalog.pg_attribute va
+                 JOIN (SELECT ta.attname, row_number() OVER (ORDER BY ta.attnum) AS place
+                       FROM pg_catalog.pg_attribute ta
+                       WHERE ta.attrelid = c.oid AND EXISTS (
+                           SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid
+                           WHERE w.ev_class = r.oid AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+                             AND d.refclassid = 'pg_catalog.pg_class'::regclass
+                             AND d.refobjid = c.oid AND d.refobjsubid = ta.attnum)) AS shown ON shown.place = va.attnum
+                 WHERE va.attrelid = r.oid AND va.attname = k.name AND shown.attname = k.name))::text[] AS renamed,
        ARRAY(SELECT e.oid || ' ' || e.enumlabel
              FROM unnest(t.key_columns) AS k(name)
              JOIN pg_catalog.pg_attribute ka ON ka.attrelid = c.oid AND ka.attname = k.name
@@ -141,6 +154,7 @@ class _Record:
     column_casts: list[str]
     column_modifiers: list[int]
     retyped: list[str]
+    renamed: list[str]
     labels: list[str]
     is_unique: bool
 
@@ -162,6 +176,12 @@ class _Record:
         if not self.exists or self.rows_oid is None or missing:
             gone = f"its key column {missing[0]}" if self.exists else "the table"
             raise CaptureError(f"{name}: {gone} was dropped or renamed; {_steps(name)}")
+        if self.renamed:
+            raise CaptureError(
+                f"{name}: its key column {self.renamed[0]} was renamed, and the view of the columns that may leave "
+                f"shows it under its old name; undo that and run: viewkeeper-cdc snapshot {name}; or run: "
+                f"viewkeeper-cdc detach {name}, delete its topic, attach it anew, and rebuild the views that read it"
+            )
         if self.retyped:
             raise CaptureError(f"{name}: its key column {self.retyped[0]} was changed in type; {_steps(name)}")
         if not self.is_unique:

@@ -164,3 +164,31 @@ def test_a_view_of_the_columns_that_was_dropped_stops_it_with_steps(source: Sour
     assert "which shows the columns that may leave the database, is gone; run: viewkeeper-cdc detach" in (
         capture.log_text()
     )
+
+
+@pytest.mark.parametrize(
+    "renamings",
+    [
+        ("ALTER TABLE users RENAME COLUMN user_id TO number",),
+        # The listed name is another column's then: its values were logged as keys.
+        (
+            "ALTER TABLE users ADD COLUMN other bigint",
+            "ALTER TABLE users RENAME COLUMN user_id TO number",
+            "ALTER TABLE users RENAME COLUMN other TO user_id",
+        ),
+    ],
+)
+def test_a_key_column_that_was_renamed_under_the_view_stops_it_with_steps(
+    source: Source, daemon: Daemons, renamings: tuple[str, ...]
+) -> None:
+    _attach(source, ("user_id", "name"))
+    capture = daemon("cdc", "run")
+    source.wait_published("users")
+    source.run(
+        "ALTER TABLE users RENAME COLUMN name TO called", "INSERT INTO users (user_id, called) VALUES (1, 'ann')"
+    )
+    source.wait_published("users")
+    assert _rows(source) == {1: {"user_id": 1, "name": "ann"}}
+    source.run(*renamings)
+    assert capture.wait(60) == 1
+    assert "its key column user_id was renamed, and the view of the columns that may leave" in capture.log_text()
