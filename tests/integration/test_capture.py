@@ -338,3 +338,20 @@ def test_a_key_may_be_a_domain_over_an_enum(source: Source, daemon: Daemons) -> 
     source.wait_exact("moods")
     source.run("TRUNCATE moods")
     source.wait_exact("moods")
+
+
+def test_a_key_that_a_view_shows_twice_hides_none_that_is_gone(source: Source, daemon: Daemons) -> None:
+    source.run(
+        "CREATE TABLE words (id bigint, word text)",
+        "INSERT INTO words VALUES (1, 'one'), (2, 'two')",
+        "CREATE VIEW shown AS TABLE words",
+        "SELECT cdc.attach('viewkeeper', 'shown', NULL, '{id}')",
+    )
+    daemon("cdc", "run")
+    source.wait_published("shown")
+    source.run(
+        "BEGIN; INSERT INTO words VALUES (1, 'one again'); DELETE FROM words WHERE id = 2; "
+        "SELECT cdc.log_changes('public.shown', '{1,2}'); COMMIT"
+    )
+    source.wait_published("shown")
+    assert list(source.topic("shown").rows()) == ['{"id":1}']
