@@ -170,7 +170,7 @@ def test_a_captured_table_knows_its_key_and_its_types(logged: Logged) -> None:
         m,
         Column("ms", '"Odd %"."Mood"[]', '"Odd %"."_Mood"'),
         Column("r", "int4range", "int4range"),
-        Column("s", "character varying", "character varying"),
+        Column("s", "character varying", "character varying", type_modifier=3 + 4),
     )
     label = logged.session.execute("SELECT oid || ' fine' FROM pg_enum WHERE enumlabel = 'fine'").fetchone()
     assert label is not None

@@ -121,7 +121,8 @@ def test_c8_the_cursor_is_read_past_another_captures_open_transaction(
         cursors = read.result()
     assert {name: cursor.token for name, cursor in cursors.items()} == {"ours": "new", "other": "open"}
     told = next(line for line in logs if line["event"] == "cursor_awaited")
-    assert told["read_up_to"] == told["committed_up_to"] < told["end"]
+    # A reader learns late, or never, that what follows its last message is a transaction's marker.
+    assert 1 <= told["read_up_to"] <= told["committed_up_to"] == 2 < told["end"]
 
 
 def _producer(kafka: KafkaBroker, transactional_id: str) -> Producer:

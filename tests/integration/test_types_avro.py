@@ -205,7 +205,7 @@ def test_confluents_deserializer_reads_logical_types_and_its_serializer_writes_t
     )
     topic = f"{topic_prefix}.typed"
     _, value = encoded(encoding, topic, table, '{"id":1}', row)
-    with SchemaRegistryClient({"url": avro["VIEWKEEPER_SCHEMA_REGISTRY_URL"]}) as client:
+    with SchemaRegistryClient({"url": avro["VIEWKEEPER_SCHEMA_REGISTRY_URL"], "timeout": 10}) as client:
         context = SerializationContext(topic, MessageField.VALUE)
         read = AvroDeserializer(client)(value, context)
         newest = client.get_latest_version(f"{topic}-value").schema
