@@ -57,8 +57,8 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     """One table's part of a cursor.
 
-    `attachment` numbers the change log that `snapshot` is a position in: the `pg_snapshot` up to which changes have
-    been published, or None while there is no position and the table waits to be read anew. `complete` says that the
+    `position` says up to where changes have been published, in words of the source: the `pg_snapshot` of a poll; None
+    while the table waits to be read anew. `attachment` numbers what it is a position in. `complete` says that the
     topic has equalled the table since its own snapshot: nothing is `reading` or to `sweep`. `next_offsets` is the next
     offset of each partition of `topic` as known by this capture. `key` names and types the key columns, `labels` has
     those of the enums among them. `request` is the newest request for a snapshot that was begun; `held_back` lists the
@@ -68,7 +68,7 @@ class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
 
     topic: str
     attachment: int
-    snapshot: str | None
+    position: str | None
     complete: bool
     next_offsets: tuple[int, ...]
     topic_id: str = ""

@@ -14,23 +14,18 @@ from cdc.cursors import read_cursors
 from cdc.encoding import Encoding
 from cdc.encodings import encoding_of
 from cdc.errors import CatalogChanged
-from cdc.housekeeping import Housekeeping
-from cdc.lease import Lease
-from cdc.masks import mask_session
 from cdc.publisher import Publisher
 from cdc.reading import Reader
-from cdc.session import SESSION
-from cdc.statements import PARTS
-from cdc.tables import CapturedTable, check_source
+from cdc.sources import OpenSource, open_source
+from cdc.tables import CapturedTable
 from cdc.taking_up import TakingUp
 from cdc.topics import CURSOR_CONFIG, ensure_topic
-from cdc.triggers import TriggerSource
 from cdc.wire import cursor_topic_name
 from runtime.errors import RetryableError
 from runtime.health import Health
 from runtime.kafka import admin, check_reachable, producer
 from runtime.kafka import translated as kafka_translated
-from runtime.postgres import ObjectMissing, connect, describe, translated
+from runtime.postgres import ObjectMissing
 from runtime.settings import CdcSettings
 from runtime.stop import Stop
 
@@ -38,27 +33,14 @@ log = structlog.get_logger()
 
 TAKE_SECONDS = 0.25
 """So often the lease, the stop and the change logs are looked at while there is nothing to publish."""
-MEBIBYTE = 1024 * 1024
 _INIT_SECONDS = 30.0
 
 
 def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
     """Run one session of the capture: connect, win the lease, lead; ends at a stop or at the first error."""
-    where = describe(settings.source_url)
     health.not_ready("connecting")
-    name = f"viewkeeper-cdc {settings.cdc_name}"
-    with (
-        closing(
-            connect(settings.source_url, name=name, settings=SESSION | mask_session(settings.cdc_mask_key))
-        ) as reading,
-        closing(connect(settings.source_url, name=f"{name} mark", settings=SESSION)) as marking,
-        # Not the mark's, which the lease's thread uses in between.
-        closing(connect(settings.source_url, name=f"{name} tidy", settings=SESSION)) as tidying,
-        closing(encoding_of(settings)) as encoding,
-    ):
-        with translated(where):
-            check_source(marking, where)
-        lease = Lease(marking, settings.cdc_name, where=where, lease_seconds=settings.cdc_lease_seconds)
+    with open_source(settings) as opened, closing(encoding_of(settings)) as encoding:
+        lease = opened.lease
 
         def waiting() -> None:
             health.beat()
@@ -69,7 +51,7 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
         try:
             metrics.LEADER.set(1)
             with lease.kept(health.beat):
-                _lead(settings, stop, health, reading, tidying, lease, encoding)
+                _lead(settings, stop, health, opened, encoding)
         except ObjectMissing as error:
             # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
             raise CatalogChanged(str(error)) from error
@@ -80,17 +62,8 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
                 lease.release()
 
 
-def _lead(
-    settings: CdcSettings,
-    stop: Stop,
-    health: Health,
-    reading: psycopg.Connection,
-    tidying: psycopg.Connection,
-    lease: Lease,
-    encoding: Encoding,
-) -> None:
+def _lead(settings: CdcSettings, stop: Stop, health: Health, opened: OpenSource, encoding: Encoding) -> None:
     health.not_ready("reading the cursor back")
-    where = describe(settings.source_url)
     client = admin(settings, name="viewkeeper-cdc-admin")
     check_reachable(client, settings)
     ensure_topic(client, settings, cursor_topic_name(settings.topic_prefix), partitions=1, config=CURSOR_CONFIG)
@@ -109,13 +82,12 @@ def _lead(
         limits=taking_up.limits,
         hold_back=settings.cdc_on_oversize_row == "hold_back",
     )
-    capture = Capture(cursor, lease=lease, publisher=publisher, check_topics=taking_up.check)
-    reader = Reader(settings, TriggerSource(reading, settings.cdc_name, where=where), taking_up, cursor)
-    keeping = Housekeeping(tidying, where=where, part_limit_bytes=settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS))
+    capture = Capture(cursor, lease=opened.lease, publisher=publisher, check_topics=taking_up.check)
+    reader = Reader(settings, opened.source, taking_up, cursor)
 
     def interrupt() -> None:
         with suppress(psycopg.Error):
-            reading.cancel_safe()
+            opened.reading.cancel_safe()
 
     with Ahead(reader.units, interrupt=interrupt) as units:
         while not stop.requested:
@@ -124,8 +96,8 @@ def _lead(
                 capture.save(unit)
                 reader.told(capture.cursor.tables)
                 _tell(health, capture.cursor, reader.tables)
-            lease.progress(reader.turned_at)
-            keeping.keep(reader.tables, capture.cursor)
+            opened.lease.progress(reader.turned_at)
+            opened.keep(reader.tables, capture.cursor)
 
 
 def _tell(health: Health, cursor: Cursor, tables: Sequence[CapturedTable]) -> None:

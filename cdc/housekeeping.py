@@ -52,11 +52,11 @@ class Housekeeping:
             with translated(self._where):
                 values = {"attachment": table.attachment, "request": entry.request}
                 self._connection.execute(_BEGUN, values)
-        if entry.snapshot is not None:
+        if entry.position is not None:
             prune(
                 self._connection,
                 table,
-                published_snapshot=entry.snapshot,
+                published_snapshot=entry.position,
                 switch_bytes=self._switch_bytes,
                 where=self._where,
             )

@@ -4,7 +4,8 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import psycopg
 import structlog
@@ -37,7 +38,32 @@ class LeadershipLost(RetryableError):  # noqa: N818 - the state, as the log read
     """Another process took the lease over: wait as its standby."""
 
 
-class Lease:
+class Lease(Protocol):
+    """Makes one process the leader of a capture, and says what of the source is on disk."""
+
+    def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
+        """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
+
+    def kept(self, beat: Callable[[], None]) -> AbstractContextManager[None]:
+        """Stay the leader while the body leads, also in a long statement; call `beat` now and then."""
+
+    def progress(self, turned_at: float) -> None:
+        """Note when (`time.monotonic()`) the leader's loop has turned last.
+
+        Raises what kept the lease from being renewed, LeadershipLost mostly.
+        """
+
+    def flush(self, *, published: str) -> str:
+        """Return once all that was read up to now is on the source's disk, with a token of its history.
+
+        `published` is the token of the newest cursor that Kafka is known to have committed.
+        """
+
+    def release(self) -> None:
+        """Give the lease back, so that a standby need not wait for its end."""
+
+
+class RowLease:
     """A capture's row in the source, held by one leader that raises its `beat`.
 
     A process that sees no progress for `lease_seconds` on its own clock takes the lease over; no two clocks are

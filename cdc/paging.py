@@ -12,10 +12,10 @@ from cdc.change import Page, Unit
 from cdc.cursor import TableCursor
 from cdc.progress import Phase, phase
 from cdc.rounds import NO_KEYS, Drain, Found, Mark, Round
+from cdc.source import MOST_PAGE_BYTES, Source
 from cdc.sweep import KeyReader, key_columns
 from cdc.tables import CapturedTable
 from cdc.taking_up import TakingUp
-from cdc.triggers import MOST_PAGE_BYTES, TriggerSource
 from runtime.settings import CdcSettings
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ PageAndEntry = tuple[Page, TableCursor]
 class Paging:
     """Reads pages, each in a transaction of its own, and knows what is begun and not at its end."""
 
-    def __init__(self, settings: CdcSettings, source: TriggerSource, taking_up: TakingUp) -> None:
+    def __init__(self, settings: CdcSettings, source: Source, taking_up: TakingUp) -> None:
         self._settings = settings
         self._source = source
         self._taking_up = taking_up
@@ -80,7 +80,7 @@ class Paging:
     def images(self, round_: Round, table: CapturedTable, found: Found, *, previous: str) -> Page | None:
         """Read the rows of a round's keys; None if they are more, or wider, than a page holds.
 
-        They are read page by page then. The table stays at its `previous` snapshot until the last one, so that whoever
+        They are read page by page then. The table stays at its `previous` position until the last one, so that whoever
         begins again from there repeats the whole round.
         """
         if found.records <= self.most_rows(table):
@@ -93,12 +93,12 @@ class Paging:
         )
         return None
 
-    def passed(self, entry: TableCursor, snapshot: str, marks: frozenset[Mark]) -> TableCursor:
-        """Move a table to a snapshot whose changes have been read."""
+    def passed(self, entry: TableCursor, position: str, marks: frozenset[Mark]) -> TableCursor:
+        """Move a table to a position up to which changes have been read."""
         if Mark.TRUNCATE not in marks:
-            return replace(entry, snapshot=snapshot)
+            return replace(entry, position=position)
         self._end_sweep(entry.topic)
-        return progress.truncated(replace(entry, snapshot=snapshot), end_offsets=self.ends(entry))
+        return progress.truncated(replace(entry, position=position), end_offsets=self.ends(entry))
 
     def next(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
         """Read a table's next page; None if it needs none, or is locked. `told` is what was published of it last."""
@@ -145,7 +145,7 @@ class Paging:
         drain.advance()
         if drain.peek() is None:
             self._drains.pop(str(table.name)).close()
-            entry = self.passed(entry, drain.snapshot, drain.found.marks)
+            entry = self.passed(entry, drain.position, drain.found.marks)
         return page, entry
 
     def _chunked(self, table: CapturedTable, entry: TableCursor) -> PageAndEntry | None:

@@ -19,7 +19,7 @@ class Phase(StrEnum):
 
 def phase(table: TableCursor) -> Phase:
     """Return what a table needs next."""
-    if table.snapshot is None:
+    if table.position is None:
         return Phase.WAITING
     if table.reading is not None:
         return Phase.READING
@@ -28,26 +28,26 @@ def phase(table: TableCursor) -> Phase:
 
 def waiting(table: TableCursor) -> TableCursor:
     """Give up a table's position: it is to be read anew, once that can begin."""
-    return replace(table, snapshot=None, complete=False, reading=None, sweep=None)
+    return replace(table, position=None, complete=False, reading=None, sweep=None)
 
 
 def begun(
     table: TableCursor,
     *,
-    snapshot: str,
+    position: str,
     fingerprint: Fingerprint | None,
     time: datetime,
     end_offsets: tuple[int, ...] | None,
     request: int | None = None,
 ) -> TableCursor:
-    """Begin a table's own snapshot; changes that `snapshot` does not see are for the polls.
+    """Begin a table's own snapshot; changes beyond `position` are for the polls.
 
     Keys that the topic holds below `end_offsets` are looked up at its end: those that are gone would stay for ever.
     None stands for ends that are not known yet, since earlier records are still on their way to the topic.
     """
     return replace(
         table,
-        snapshot=snapshot,
+        position=position,
         complete=False,
         fingerprint=fingerprint,
         reading=Reading(began=time),

@@ -16,9 +16,9 @@ from cdc.masks import demand_key
 from cdc.paging import Paging
 from cdc.progress import Phase, phase
 from cdc.rounds import Found, Mark, Round
+from cdc.source import Source
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp, labelled
-from cdc.triggers import TriggerSource
 from runtime.postgres import LockNotAvailable
 from runtime.settings import CdcSettings
 
@@ -37,7 +37,7 @@ class Reader:
     is thrown away, and the next one begins at what was published. Whoever publishes says so by `told`.
     """
 
-    def __init__(self, settings: CdcSettings, source: TriggerSource, taking_up: TakingUp, cursor: Cursor) -> None:
+    def __init__(self, settings: CdcSettings, source: Source, taking_up: TakingUp, cursor: Cursor) -> None:
         self._settings = settings
         self._source = source
         self._taking_up = taking_up
@@ -109,17 +109,17 @@ class Reader:
         self.tables = wanted
         self._shapes = {attachment: seen.shape for attachment, seen in looks.items()}
         if not self._history_checked:
-            self._check_pruned()
+            self._check_reach()
         self._taking_up.check(entries[str(table.name)] for table in wanted)
         self._mend()
 
-    def _check_pruned(self) -> None:
-        """Give up positions that the change log does not reach back to: Kafka was set back, or is another one."""
+    def _check_reach(self) -> None:
+        """Give up positions that the source does not reach back to: Kafka was set back, or is another one."""
         tables = {table.attachment: table for table in self.tables}
-        known = {number: self._entries[str(table.name)].snapshot for number, table in tables.items()}
-        beyond = self._source.pruned_beyond({number: at for number, at in known.items() if at is not None})
-        for table in (tables[number] for number in beyond):
-            self._lost(table, f"the change log of {table.name} was emptied beyond the cursor: Kafka was set back")
+        known = {number: self._entries[str(table.name)].position for number, table in tables.items()}
+        beyond = self._source.out_of_reach({number: at for number, at in known.items() if at is not None})
+        for number, reason in beyond.items():
+            self._lost(tables[number], f"{tables[number].name}: {reason}")
 
     def _lost(self, table: CapturedTable, reason: str) -> None:
         if self._settings.cdc_on_other_history == "stop":
@@ -141,7 +141,7 @@ class Reader:
         for table in self.tables:
             name = str(table.name)
             told = self.published.get(name)
-            if self._entries[name].snapshot is None and told is not None and told.snapshot is None:
+            if self._entries[name].position is None and told is not None and told.position is None:
                 self._source.empty(table)
             if name in self._troubled:
                 try:
@@ -153,10 +153,11 @@ class Reader:
         began = time.monotonic()
         beat = began - self._emitted_at >= HEARTBEAT_SECONDS
         previous = {
-            table.name: snapshot
+            table.name: position
             for table in self.tables
-            if (snapshot := self._entries[str(table.name)].snapshot) and str(table.name) not in self._paging.draining
+            if (position := self._entries[str(table.name)].position) and str(table.name) not in self._paging.draining
         }
+        self._source.committed(self.published)
         with self._source.round(self.tables, previous, self._paging.most_rows) as round_:
             if not self._history_checked:
                 self._check_history(round_)
@@ -174,14 +175,14 @@ class Reader:
         self._emitted_at = began
         if len(known) < len(round_.tables):
             self._looked_at = self._emitted_at = float("-inf")
-        current = {str(table.name) for table in known} - self._paging.draining
+        current = {str(table.name) for table in known if table.attachment not in round_.behind} - self._paging.draining
         return Unit(
             tables=self._entries,
             pages=pages,
-            time=round_.time,
+            time=round_.known_by,
             current=frozenset(current),
             tokens=round_.tokens,
-            heartbeat=not round_.found and self._entries == before,
+            heartbeat=not round_.found and (round_.is_flushed or self._entries == before),
         )
 
     def _check_history(self, round_: Round) -> None:
@@ -208,8 +209,8 @@ class Reader:
         if seen.trouble:
             return self._in_trouble(table, entry, seen)
         self._troubled.pop(name, None)
-        if entry.snapshot is None:
-            return entry if self._source.limit_reached(table) else self._begun(round_, table, entry, seen)
+        if entry.position is None:
+            return self._begun(round_, table, entry, seen) if self._source.may_begin(table) else entry
         if name in self._paging.draining:
             return entry
         if Mark.LIMIT in marks:
@@ -221,21 +222,21 @@ class Reader:
         if Mark.KEY in marks or rewritten or (looks and seen.shape != looks.shape):
             log.info("table_changed", table=name, reason="it was altered or rewritten: it is read anew")
             return self._begun(round_, table, entry, seen)
-        if not round_.found:
+        if not round_.found and not round_.is_flushed:
             return replace(entry, fingerprint=seen.fingerprint)
         if found:
-            page = self._paging.images(round_, table, found, previous=entry.snapshot)
+            page = self._paging.images(round_, table, found, previous=entry.position)
             if page is None:
                 return entry
             pages.append(page)
-        return self._paging.passed(replace(entry, fingerprint=seen.fingerprint), round_.snapshot, marks)
+        return self._paging.passed(replace(entry, fingerprint=seen.fingerprint), round_.position_of(table), marks)
 
     def _begun(self, round_: Round, table: CapturedTable, entry: TableCursor, seen: Seen) -> TableCursor:
         self._paging.end(table, entry)
         log.info("snapshot_begins", table=str(table.name))
         return progress.begun(
             entry,
-            snapshot=round_.snapshot,
+            position=round_.position_of(table),
             fingerprint=seen.fingerprint,
             time=round_.time,
             end_offsets=self._paging.ends(entry),
@@ -248,7 +249,7 @@ class Reader:
         if self._troubled.get(name) == (seen.shape, True):
             raise CaptureError(f"{name} {seen.trouble}; its changes are not all logged, so it will be read anew then")
         self._troubled[name] = (seen.shape, False)
-        return self._given_up(table, entry, f"it {seen.trouble}") if entry.snapshot else entry
+        return self._given_up(table, entry, f"it {seen.trouble}") if entry.position else entry
 
     def _given_up(self, table: CapturedTable, entry: TableCursor, reason: str) -> TableCursor:
         log.warning("to_be_read_anew", table=str(table.name), reason=reason)

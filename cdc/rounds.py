@@ -11,7 +11,7 @@ from cdc.tables import CapturedTable
 from cdc.wire import TableName
 from runtime.postgres import translated
 
-Snapshots = Mapping[TableName, str]
+Positions = Mapping[TableName, str]
 
 
 class Mark(StrEnum):
@@ -47,16 +47,28 @@ class Found:
 class Round:
     """All changes between two polls, inside the transaction that reads them.
 
-    `time` is the source's clock when the transaction began, before `snapshot` was taken: every change of `tables` whose
-    COMMIT had returned by then is in the round or in an earlier one. A table that was locked sits the round out and is
-    not in `tables`.
+    `time` is the source's clock when the transaction began, before its snapshot was taken. Every change of `tables`
+    whose COMMIT had returned by `known_by` is in the round or in an earlier one; None where nothing is known of that.
+    A table that was locked sits the round out and is not in `tables`; one of `behind` has more changes than were found,
+    and is not known by any time.
+
+    With the round, a table has come to `position`, or to its own in `positions`. `is_flushed` says that a position is
+    on the source's disk by nature; any other one may be lost in a crash until it is flushed.
     """
 
     time: datetime
-    snapshot: str
+    known_by: datetime | None
+    position: str
     tokens: frozenset[str]
     tables: tuple[CapturedTable, ...]
     found: list[Found] = field(default_factory=list)
+    positions: Mapping[int, str] = field(default_factory=dict)
+    behind: frozenset[int] = frozenset()
+    is_flushed: bool = False
+
+    def position_of(self, table: CapturedTable) -> str:
+        """Return the position up to which all changes of a table are in the round or in an earlier one."""
+        return self.positions.get(table.attachment, self.position)
 
     @property
     def read_at_ms(self) -> int:
@@ -67,12 +79,12 @@ class Round:
 class Drain:
     """The keys of a round that is too large for one page; they outlive the transaction that found them.
 
-    `snapshot` is the round's: with the last page everything up to it has been read.
+    `position` is the round's: with the last page everything up to it has been read.
     """
 
-    def __init__(self, found: Found, snapshot: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
+    def __init__(self, found: Found, position: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
         self.found = found
-        self.snapshot = snapshot
+        self.position = position
         self._cursor = cursor
         self._where = where
         self._next: Keys | None = None

@@ -13,9 +13,9 @@ from cdc.change import KeyAndRow, Page
 from cdc.encoding import Encoding
 from cdc.errors import CaptureError, WireError
 from cdc.judging import Digest, digest
+from cdc.source import Source
 from cdc.sweep import key_columns
 from cdc.tables import CapturedTable
-from cdc.triggers import TriggerSource
 from runtime.postgres import DatabaseError, ObjectMissing
 
 CHUNK_ROWS = 5_000
@@ -32,7 +32,7 @@ class SourceRows:
 
     def __init__(
         self,
-        source: TriggerSource,
+        source: Source,
         encoding: Encoding,
         table: CapturedTable,
         topic: str,

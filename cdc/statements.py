@@ -31,13 +31,12 @@ def _table_name(table: CapturedTable) -> Identifier:
     return Identifier(table.name.schema, table.name.name)
 
 
-def lock(tables: Iterable[CapturedTable]) -> Composed:
-    """Begin the reading transaction of `tables`.
+def lock(names: Iterable[Identifier]) -> Composed:
+    """Begin a reading transaction with these relations locked.
 
     The locks come before the first query, since that fixes the snapshot: a table that is being rewritten would read
     as empty under an older one.
     """
-    names = [name for table in tables for name in (rows_name(table), *(log_name(table, part) for part in PARTS))]
     return SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {} IN ACCESS SHARE MODE").format(
         SQL(", ").join(names)
     )

@@ -136,10 +136,10 @@ class StatusSource:
 
         None without a position in the log, and for one that has just been detached.
         """
-        if entry is None or entry.snapshot is None:
+        if entry is None or entry.position is None:
             return None
         parts = {f"part_{part}": Identifier("cdc", f"log_{table.attachment}_{part}") for part in PARTS}
-        values = {"snapshot": entry.snapshot, "most": MOST_COUNTED}
+        values = {"snapshot": entry.position, "most": MOST_COUNTED}
         try:
             with translated(self._where):
                 row = self._connection.execute(SQL(_WAITING).format(**parts), values).fetchone()

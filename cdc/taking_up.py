@@ -105,7 +105,7 @@ class TakingUp:
             attachment=table.attachment,
             key=key_of(table),
             labels=table.labels,
-            snapshot=None,
+            position=None,
             complete=False,
             next_offsets=ends,
             encoding=form.encoding,

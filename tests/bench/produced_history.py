@@ -98,7 +98,7 @@ class HistoryProducer:
         return TableCursor(
             topic=topic,
             attachment=1,
-            snapshot="1000:1000:",
+            position="1000:1000:",
             complete=True,
             next_offsets=next_offsets,
             watermark=Watermark(time=time, next_offsets=next_offsets),

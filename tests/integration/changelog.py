@@ -136,7 +136,7 @@ class Changelog:
         return TableCursor(
             topic=self.topic(table),
             attachment=1,
-            snapshot="1:1:",
+            position="1:1:",
             complete=complete,
             next_offsets=known,
             watermark=watermark,

@@ -184,12 +184,12 @@ def _rounds(url: str, begun: threading.Event, seconds: float) -> list[tuple[date
         source = TriggerSource(session, "viewkeeper", where="test")
         tables = captured_tables(session, "viewkeeper")
         with source.round(tables, {}, lambda _table: 10_000) as first:
-            previous = {TWEETS: first.snapshot}
+            previous = {TWEETS: first.position}
         begun.set()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with source.round(tables, previous, lambda _table: 10_000) as round_:
                 pages = [source.images(round_, found.table, found.keys) for found in round_.found]
-            previous = {TWEETS: round_.snapshot}
+            previous = {TWEETS: round_.position}
             rounds.append((round_.time, {key for page in pages for key, _ in page.changes}))
     return rounds

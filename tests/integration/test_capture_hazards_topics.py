@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from cdc.lease import Lease
+from cdc.lease import RowLease
 from cdc.session import SESSION
 from runtime.postgres import connect
 from runtime.stop import Stop
@@ -51,7 +51,7 @@ def test_c9_a_standby_opens_no_producer_and_reads_no_rows_until_it_leads(tweets:
 def test_c9_a_lease_is_renewed_without_touching_the_mark(tweets: Source) -> None:
     """Only a flush changes the tokens: the cursor carries one, and another history would be seen in any other."""
     with closing(connect(tweets.url, name="test", settings=SESSION)) as session:
-        lease = Lease(session, CAPTURE, where="test", lease_seconds=2)
+        lease = RowLease(session, CAPTURE, where="test", lease_seconds=2)
         assert lease.win(Stop(), lambda: None)
         lease.flush(published=lease.flush(published=""))
         flushed = _marks(tweets)

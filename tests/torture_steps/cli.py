@@ -16,11 +16,12 @@ import pytest
 from confluent_kafka import Producer
 
 import cdc.daemon
+import cdc.sources
 import runtime.kafka
 from cdc.capture import Capture
 from cdc.change import Op, Page, Unit
 from cdc.cli import main
-from cdc.lease import LeadershipLost, Lease
+from cdc.lease import LeadershipLost, RowLease
 from cdc.publisher import Publisher
 from tests.torture_steps import Kind, Step
 
@@ -74,7 +75,7 @@ def install(hit: Hit, replace: Callable[[object, str, object], None]) -> None:
             self._deliver(lambda: None)
             hit.reach(Step.PRODUCED)
 
-    class HitLease(Lease):
+    class HitLease(RowLease):
         def flush(self, *, published: str) -> str:
             token = super().flush(published=published)
             hit.reach(Step.FLUSHED)
@@ -91,8 +92,9 @@ def install(hit: Hit, replace: Callable[[object, str, object], None]) -> None:
             super().save(unit)
 
     replace(runtime.kafka, "Producer", HitProducer)
-    for name, part in {"Publisher": HitPublisher, "Lease": HitLease, "Capture": HitCapture}.items():
-        replace(cdc.daemon, name, part)
+    replace(cdc.daemon, "Publisher", HitPublisher)
+    replace(cdc.daemon, "Capture", HitCapture)
+    replace(cdc.sources, "RowLease", HitLease)
 
 
 if __name__ == "__main__":

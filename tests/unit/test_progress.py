@@ -9,11 +9,11 @@ from cdc.progress import Phase, begun, chunked, phase, published, swept, truncat
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LOOKS = Fingerprint(shape="s", files="f")
-NEW = TableCursor(topic="p.public.users", attachment=1, snapshot=None, complete=False, next_offsets=(0, 0))
+NEW = TableCursor(topic="p.public.users", attachment=1, position=None, complete=False, next_offsets=(0, 0))
 
 
 def begin(table: TableCursor, *, end_offsets: tuple[int, ...] = (0, 0), request: int | None = None) -> TableCursor:
-    return begun(table, snapshot="5:5:", fingerprint=LOOKS, time=NOON, end_offsets=end_offsets, request=request)
+    return begun(table, position="5:5:", fingerprint=LOOKS, time=NOON, end_offsets=end_offsets, request=request)
 
 
 def complete() -> TableCursor:
@@ -27,7 +27,7 @@ def publish(table: TableCursor, before: TableCursor | None, time: datetime | Non
 def test_a_new_table_waits_and_then_reads() -> None:
     assert phase(NEW) is Phase.WAITING
     table = begin(NEW)
-    assert (phase(table), table.snapshot, table.fingerprint) == (Phase.READING, "5:5:", LOOKS)
+    assert (phase(table), table.position, table.fingerprint) == (Phase.READING, "5:5:", LOOKS)
     assert publish(table, None, NOON).watermark is None
 
 
@@ -70,7 +70,7 @@ def test_a_truncate_of_a_table_whose_topic_is_empty_needs_no_sweep() -> None:
 
 def test_a_table_that_waits_has_no_position_and_keeps_nothing_half_done() -> None:
     table = waiting(truncated(begin(NEW), end_offsets=(4, 4)))
-    assert (phase(table), table.snapshot, table.reading, table.sweep) == (Phase.WAITING, None, None, None)
+    assert (phase(table), table.position, table.reading, table.sweep) == (Phase.WAITING, None, None, None)
 
 
 def test_a_request_that_was_begun_is_remembered() -> None:

@@ -14,7 +14,7 @@ SWEEP = Sweep(next_offsets=(3, 14), end_offsets=(10, 10))
 def entry(rows: int | None, sweep: Sweep | None = None) -> TableCursor:
     reading = None if rows is None else Reading(began=BEGAN, rows=rows)
     return TableCursor(
-        topic="t", attachment=1, snapshot="1:1:", complete=False, next_offsets=(0,), reading=reading, sweep=sweep
+        topic="t", attachment=1, position="1:1:", complete=False, next_offsets=(0,), reading=reading, sweep=sweep
     )
 
 

@@ -22,7 +22,7 @@ def table(
 ) -> TableCursor:
     watermark = Watermark(time=at(seconds), next_offsets=next_offsets, uncertain=uncertain)
     return TableCursor(
-        topic=topic, attachment=1, snapshot="1:1:", complete=complete, next_offsets=next_offsets, watermark=watermark
+        topic=topic, attachment=1, position="1:1:", complete=complete, next_offsets=next_offsets, watermark=watermark
     )
 
 
