@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ROUNDS ?= 20
 # Tests wait for daemons most of the time: each process runs servers of its own.
-JOBS ?= 4
+JOBS ?= 5
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -22,7 +22,7 @@ demo: $(INSTALLED) ## run it all on real servers; SECONDS=30, RATE=200, STORE=po
 clean-demo: $(INSTALLED) ## remove the demo's data, on servers of your own too
 	@$(BIN)/python -m compose.demo clean
 
-test: needs check ## check, then all tests on real servers; ARGS= for pytest, JOBS=4, PG15_BIN=
+test: needs check ## check, then all tests on real servers; ARGS= for pytest, JOBS=5, PG15_BIN=
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal --cov --cov-report=term:skip-covered $(ARGS)
 
 torture: needs ## the tests that find trouble at random, for long; ROUNDS=20, SEED=

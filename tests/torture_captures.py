@@ -53,6 +53,8 @@ class Captures:
         self._running.remove(instance)
 
     def _terminate(self, instance: Daemon) -> None:
+        # Before its handler is there, SIGTERM ends it as it ends any process.
+        instance.wait_logged("health_listening")
         assert instance.terminate() == 0, instance.log_text()
         self._running.remove(instance)
 

@@ -66,6 +66,7 @@ def _role(source: Source) -> Iterator[str]:
         source.run(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
 
+@pytest.mark.newest_postgres
 def test_c4_a_sweep_that_was_killed_goes_on_where_it_was(source: Source, daemon: Daemons) -> None:
     """Keys that were deleted unseen; each gets one tombstone, and the table has no watermark until the last one."""
     source.run(insert_tweets(1, 100 + GHOSTS))

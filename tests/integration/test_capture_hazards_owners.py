@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.daemons import Daemons
 from tests.integration.captured_source import Source, insert_tweets
 from tests.integration.logged import other_role
@@ -18,6 +20,7 @@ def _owned(source: Source) -> Iterator[tuple[str, str]]:
         yield owner, heir
 
 
+@pytest.mark.newest_postgres
 def test_writers_go_on_after_reassign_owned_and_the_table_is_read_anew(source: Source, daemon: Daemons) -> None:
     with _owned(source) as (owner, heir):
         capture = daemon("cdc", "run")

@@ -21,6 +21,9 @@ from tests.daemons import ROOT, Daemons
 from tests.torture_source import CAPTURE, CapturedSource
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 TABLE = "public.counted"
 READ_ANEW = {"VIEWKEEPER_CDC_ON_OTHER_HISTORY": "snapshot"}
 
@@ -95,7 +98,6 @@ def _copied(postgres: PostgresServer, name: str) -> Iterator[str]:
             session.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(copy))
 
 
-@pytest.mark.newest_postgres
 def test_a_cursor_that_is_older_than_the_change_log_is_refused_or_read_anew(
     source: CapturedSource, daemon: Daemons
 ) -> None:

@@ -30,6 +30,7 @@ def tweets(source: Source) -> Source:
     return source
 
 
+@pytest.mark.newest_postgres
 def test_columns_change_while_rows_do(tweets: Source, daemon: Daemons) -> None:
     """The catalog is read each second, and rounds come more often: none may write rows in the shape before."""
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": "50"})
@@ -95,6 +96,7 @@ def test_a_table_that_is_gone_stops_it_with_advice(
     assert "viewkeeper-cdc detach public.tweets" in capture.log_text()
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize(
     ("statement", "key", "what"),
     [
@@ -127,6 +129,7 @@ def test_c11_a_changed_key_stops_it_and_the_steps_that_it_names_work(
     assert key in next(iter(tweets.topic("tweets").rows()))
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("undone", [True, False], ids=["undone", "topic_deleted"])
 def test_c11_a_renamed_label_in_a_key_stops_it_and_the_steps_that_it_names_work(
     source: Source, daemon: Daemons, *, undone: bool
@@ -156,6 +159,7 @@ def test_c11_a_renamed_label_in_a_key_stops_it_and_the_steps_that_it_names_work(
     source.wait_exact("moods")
 
 
+@pytest.mark.newest_postgres
 def test_a_label_that_was_renamed_and_back_is_said_to_want_a_snapshot(source: Source, daemon: Daemons) -> None:
     source.run("CREATE TYPE mood AS ENUM ('sad', 'glad')", "CREATE TABLE moods (mood mood PRIMARY KEY)")
     source.attach("moods")

@@ -20,6 +20,9 @@ from tests.daemons import Daemon, Daemons
 from tests.integration.captured_source import CAPTURE, Source, headers, insert_tweets
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 STALE, MISSING, GHOST = b'{"tweet_id":1}', b'{"tweet_id":2}', b'{"tweet_id":1000}'
 WRONG = b'{"tweet_id":1,"user_id":1,"text":"never was","created_at":null,"updated_at":null}'
 FOREIGN = [
@@ -119,7 +122,6 @@ def test_c5_the_running_capture_repairs_what_differs(planted: Source, reconcile:
     assert counts(reconcile.json("tweets")["public.tweets"]) == {"compared": 300, "equal": 300}
 
 
-@pytest.mark.newest_postgres
 def test_the_text_names_counts_and_the_first_keys(planted: Source, reconcile: Reconcile) -> None:
     put(planted, "tweets", {f'{{"tweet_id":{number}}}'.encode(): None for number in range(101, 151)})
     dry = reconcile.begin("tweets", "--dry-run", COLUMNS="80")
@@ -284,7 +286,6 @@ def test_without_a_capture_it_says_what_to_do(source: Source, daemon: Daemons, r
     assert "gives no sign of life" in command.log_text()
 
 
-@pytest.mark.newest_postgres
 def test_a_capture_that_ends_meanwhile_is_waited_for_and_named(
     source: Source, daemon: Daemons, reconcile: Reconcile
 ) -> None:
@@ -329,7 +330,6 @@ def compared_while_locked(
         yield command, holder
 
 
-@pytest.mark.newest_postgres
 def test_a_table_that_stays_locked_ends_it(planted: Source, reconcile: Reconcile) -> None:
     with compared_while_locked(planted, reconcile, "tweets", "--wait-seconds", "1") as (command, _holder):
         assert command.wait() == 1
@@ -347,7 +347,6 @@ def test_c2_a_table_that_is_altered_meanwhile_is_no_difference(planted: Source, 
     assert counts(reconcile.json("tweets")["public.tweets"]) == {"compared": 300, "equal": 300}
 
 
-@pytest.mark.newest_postgres
 def test_ctrl_c_ends_it_and_leaves_nothing(planted: Source, reconcile: Reconcile, tmp_path: Path) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -390,7 +389,6 @@ def test_a_table_that_is_not_attached_is_named(source: Source, daemon: Daemons, 
     )
 
 
-@pytest.mark.newest_postgres
 def test_a_large_topic_takes_little_memory_and_a_file_without_a_name(
     source: Source, daemon: Daemons, reconcile: Reconcile, tmp_path: Path
 ) -> None:
@@ -449,7 +447,6 @@ def test_masked_columns_are_compared_under_the_same_key(source: Source, daemon: 
     assert "VIEWKEEPER_CDC_MASK_KEY is not set, and public.users has masked columns" in refused.log_text()
 
 
-@pytest.mark.newest_postgres
 def test_topics_in_avro_are_compared_as_they_are_written(
     source: Source, daemon: Daemons, reconcile: Reconcile, avro: dict[str, str]
 ) -> None:

@@ -11,6 +11,9 @@ from tests.integration.captured_source import Source, insert_tweets
 from tests.integration.projector_steps import as_of, shown
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 TOO_LARGE = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 40000) i)"
 HOLD_BACK = {"VIEWKEEPER_CDC_ON_OVERSIZE_ROW": "hold_back"}
 ONE_MEGABYTE = {"VIEWKEEPER_CDC_LOG_LIMIT_MB": "1"}
@@ -197,7 +200,6 @@ def test_the_text_fits_and_nothing_is_cut(source: Source, daemon: Daemons, statu
     assert "Nothing needs a person." in text
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
@@ -241,7 +243,6 @@ def test_c16_a_row_too_large_is_held_back_and_seen_everywhere(
     source.assert_topic_equals_table("tweets", "tweet_id")
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("statement", ["TRUNCATE tweets", "DELETE FROM tweets WHERE tweet_id = 2"])
 def test_a_row_that_is_gone_is_held_back_no_longer(
     source: Source, daemon: Daemons, status: StatusCommand, statement: str
@@ -259,7 +260,6 @@ def test_a_row_that_is_gone_is_held_back_no_longer(
     wait_until(lambda: status.table("tweets")["held_back"] == [], what="the list to be empty")
 
 
-@pytest.mark.newest_postgres
 def test_c16_a_rows_key_counts_for_its_size(source: Source, daemon: Daemons, status: StatusCommand) -> None:
     source.run("CREATE TABLE notes (name text PRIMARY KEY, text text)")
     source.attach("notes")
@@ -271,7 +271,6 @@ def test_c16_a_rows_key_counts_for_its_size(source: Source, daemon: Daemons, sta
     assert status.table("notes")["held_back"] == ['{"name":"' + 2600 * "k" + '"}']
 
 
-@pytest.mark.newest_postgres
 def test_more_rows_are_not_held_back_than_the_cursor_has_room_for(source: Source, daemon: Daemons) -> None:
     source.run("CREATE TABLE notes (name text PRIMARY KEY, text text)")
     source.attach("notes")

@@ -12,6 +12,9 @@ from tests.daemons import Daemons, standard_output
 from tests.integration.captured_source import Source, headers, insert_tweets
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 
 def put(source: Source, table: str, key: bytes, value: bytes) -> None:
     """Write a record into a table's topic as no capture would."""
@@ -132,7 +135,6 @@ def test_all_tables_are_asked_for_or_none(source: Source, daemon: Daemons) -> No
     assert requests(source) == 0
 
 
-@pytest.mark.newest_postgres
 def test_a_table_that_is_detached_meanwhile_ends_the_wait(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     snapshot = daemon("cdc", "snapshot", "tweets", "--wait")
