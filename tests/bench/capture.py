@@ -21,7 +21,7 @@ from tests.bench.sample_rows import TABLE, create_table, insert_rows
 from tests.bench.writer_cost import writer_cost
 
 ROWS = 500_000
-ROUNDS = 3
+USUAL_ROUNDS = 3
 LIVE_SECONDS = 60.0
 LEAST_LIVE_SECONDS = 8.0
 LOW_RATE = 200
@@ -31,12 +31,12 @@ TEMPLATE = "filled"
 PEERS = ("debezium",)
 
 
-def measure(stack: BenchStack, scale: float, rate: int, *, with_debezium: bool) -> Figures:
+def measure(stack: BenchStack, scale: float, rate: int, *, rounds: int, with_debezium: bool) -> Figures:
     """Return all figures of the capture, and Debezium's beside them if it is wanted."""
     rows = max(round(ROWS * scale), 1_000)
     say(f"filling a table of {rows:,} rows")
     fill(stack, rows)
-    figures = _rounds(stack, rows, with_debezium=with_debezium)
+    figures = _rounds(stack, rows, rounds=rounds, with_debezium=with_debezium)
     figures |= _live(stack, scale, rate, rows)
     if with_debezium:
         seconds = _live_seconds(scale)
@@ -46,10 +46,10 @@ def measure(stack: BenchStack, scale: float, rate: int, *, with_debezium: bool) 
     return figures | writer_cost(stack, scale)
 
 
-def _rounds(stack: BenchStack, rows: int, *, with_debezium: bool) -> Figures:
+def _rounds(stack: BenchStack, rows: int, *, rounds: int, with_debezium: bool) -> Figures:
     """Measure snapshots and catch-ups, each round on fresh copies of the table."""
     ours, theirs = [], []
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, rounds + 1):
         snapshot, catch_up = snapshot_and_catch_up(stack, TEMPLATE, number, rows)
         ours.append((snapshot, catch_up))
         say(f"round {number}: snapshot {_words(snapshot)}; catch-up {_words(catch_up)}")
@@ -139,16 +139,24 @@ def _rate(effort: Effort) -> str:
 @scale_option
 @rate_option(USUAL_RATE)
 @click.option(
+    "--rounds",
+    envvar="ROUNDS",
+    default=USUAL_ROUNDS,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Snapshots and catch-ups, each on fresh copies of the table.",
+)
+@click.option(
     "--peer",
     envvar="PEER",
     show_envvar=True,
     type=click.Choice(PEERS),
     help="Who does the same on the same servers, in turn.",
 )
-def main(scale: float, rate: int, peer: str | None) -> None:
+def main(scale: float, rate: int, rounds: int, peer: str | None) -> None:
     """Measure the capture; live latency at RATE and at 200 changes/s."""
     with bench_stack() as stack:
-        figures = measure(stack, scale, rate, with_debezium=peer is not None)
+        figures = measure(stack, scale, rate, rounds=rounds, with_debezium=peer is not None)
     report("capture", figures, rate=rate)
 
 
