@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compose.local.errors import LocalSettingError
+from compose.local.folder import turn
 
 # C1 alone: the broker is up a second earlier and compiles with half of the CPU, which the daemons beside it need.
 FLAGS = (
@@ -42,6 +43,8 @@ class ClassArchive:
     def __init__(self, folder: Path, *, program: str, java_path: Path, class_path: Sequence[Path]) -> None:
         runtime = _fingerprint([java_path])
         self._java = java_path
+        # Several servers may start at once, and each finds that there is no archive.
+        self._turns = folder / "archives.lock"
         self._base = folder / f"java-{runtime}.jsa"
         self._program = program
         self._path = folder / f"{program}-{runtime}-{_fingerprint(class_path)}.jsa"
@@ -50,8 +53,9 @@ class ClassArchive:
         """Options that use the archive; or, while there is none, have one written to `recording` at the end."""
         if self._path.exists():
             return [f"-XX:SharedArchiveFile={self._path}"]
-        if not self._base.exists():
-            self._write_base()
+        with turn(self._turns):
+            if not self._base.exists():
+                self._write_base()
         return [f"-XX:SharedArchiveFile={self._base}", f"-XX:ArchiveClassesAtExit={recording}"]
 
     def keep(self, recording: Path) -> None:
@@ -59,10 +63,11 @@ class ClassArchive:
         if not recording.exists():
             return
         unfinished = self._path.with_suffix(".unfinished")
-        shutil.copyfile(recording, unfinished)
-        for outdated in self._path.parent.glob(f"{self._program}-*.jsa"):
-            outdated.unlink(missing_ok=True)
-        unfinished.replace(self._path)
+        with turn(self._turns):
+            shutil.copyfile(recording, unfinished)
+            for outdated in self._path.parent.glob(f"{self._program}-*.jsa"):
+                outdated.unlink(missing_ok=True)
+            unfinished.replace(self._path)
         recording.unlink()
 
     def _write_base(self) -> None:

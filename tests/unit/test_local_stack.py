@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,16 @@ def test_a_class_archive_is_used_once_it_is_kept_and_outdated_ones_go(tmp_path: 
     second.keep(recording)
     (kept_now,) = tmp_path.glob("kafka-*.jsa")
     assert kept_now != kept
+
+
+def test_servers_that_start_at_once_write_one_archive(tmp_path: Path) -> None:
+    jar = tmp_path / "a.jar"
+    jar.write_bytes(b"1")
+    archives = [ClassArchive(tmp_path, program=name, java_path=java(), class_path=[jar]) for name in ("a", "b", "c")]
+    with ThreadPoolExecutor() as executor:
+        flags = list(executor.map(lambda archive: archive.flags(tmp_path / "recording")[0], archives))
+    (base,) = tmp_path.glob("java-*")
+    assert set(flags) == {f"-XX:SharedArchiveFile={base}"}
 
 
 def test_an_unknown_option_is_refused_with_code_2() -> None:
