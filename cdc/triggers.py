@@ -49,7 +49,8 @@ class TriggerSource(Source):
         values = {"attachments": list(positions), "snapshots": list(positions.values())}
         with translated(self._where):
             pruned = self._connection.execute(_PRUNED, values).fetchall()
-        return {attachment: "its change log was emptied beyond the cursor: Kafka was set back" for (attachment,) in pruned}
+        reason = "its change log was emptied beyond the cursor: Kafka was set back"
+        return {attachment: reason for (attachment,) in pruned}
 
     def arm(self, table: CapturedTable) -> bool:
         """Add triggers of later partitions, and rights that the triggers' owner lacks."""
