@@ -77,6 +77,7 @@ class Capture:
                 self.cursor.tables.get(name),
                 next_offsets=self._publisher.next_offsets(table.topic),
                 time=unit.time if name in unit.current else None,
+                uncertain=unit.uncertain,
                 held_back=self._publisher.held_back(table.topic),
             )
             for name, table in unit.tables.items()

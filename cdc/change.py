@@ -41,7 +41,8 @@ class Unit:
 
     Units are published in the order in which they were read, each after a flush of the source unless `heartbeat`: then
     nothing but the time has moved. With a `time`, everything of the `current` tables that was committed by then is in
-    this unit or an earlier one. `tokens` are the mark's, as far as this unit has read them.
+    this unit or an earlier one; `uncertain` says that the time is an estimate. `tokens` are the mark's, as far as this
+    unit has read them.
     """
 
     tables: Mapping[str, TableCursor]
@@ -50,3 +51,4 @@ class Unit:
     current: frozenset[str] = frozenset()
     tokens: frozenset[str] = frozenset()
     heartbeat: bool = False
+    uncertain: bool = False

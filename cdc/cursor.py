@@ -14,7 +14,8 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     """Every change of a table that was committed by `time` lies before `next_offsets`.
 
     "Committed by" means that COMMIT had returned by `time` on the source's clock. `next_offsets` has one entry a
-    partition, in order. `uncertain` is set while the source's clock is behind an earlier watermark's time.
+    partition, in order. `uncertain` is set while the source's clock is behind an earlier watermark's time, and by a
+    source that may not have seen every change: the time is an estimate then.
     """
 
     time: datetime
@@ -63,7 +64,8 @@ class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     offset of each partition of `topic` as known by this capture. `key` names and types the key columns, `labels` has
     those of the enums among them. `request` is the newest request for a snapshot that was begun; `held_back` lists the
     keys (JSON) of rows that are too large. `encoding` is how the topic was written; with Avro each of its keys begins
-    with the id `key_schema`.
+    with the id `key_schema`. `pass_began` is there with sources that may miss changes: when the newest reading of all
+    rows began, by whose end everything is published that was committed by then.
     """
 
     topic: str
@@ -82,6 +84,7 @@ class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     held_back: tuple[str, ...] = ()
     encoding: str = "json"
     key_schema: int | None = None
+    pass_began: datetime | None = None
 
 
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):

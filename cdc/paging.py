@@ -95,7 +95,7 @@ class Paging:
 
     def passed(self, entry: TableCursor, position: str, marks: frozenset[Mark]) -> TableCursor:
         """Move a table to a position up to which changes have been read."""
-        if Mark.TRUNCATE not in marks:
+        if marks.isdisjoint((Mark.TRUNCATE, Mark.SWEEP)):
             return replace(entry, position=position)
         self._end_sweep(entry.topic)
         return progress.truncated(replace(entry, position=position), end_offsets=self.ends(entry))

@@ -39,11 +39,13 @@ def begun(
     time: datetime,
     end_offsets: tuple[int, ...] | None,
     request: int | None = None,
+    pass_began: datetime | None = None,
 ) -> TableCursor:
     """Begin a table's own snapshot; changes beyond `position` are for the polls.
 
-    Keys that the topic holds below `end_offsets` are looked up at its end: those that are gone would stay for ever.
-    None stands for ends that are not known yet, since earlier records are still on their way to the topic.
+    With `pass_began` the polls may miss some, and its end alone tells for sure what is published. Keys that the topic
+    holds below `end_offsets` are looked up at its end: those that are gone would stay for ever. None stands
+    for ends that are not known yet, since earlier records are still on their way to the topic.
     """
     return replace(
         table,
@@ -53,6 +55,7 @@ def begun(
         reading=Reading(began=time),
         sweep=_sweep(table, end_offsets),
         request=table.request if request is None else request,
+        pass_began=pass_began,
     )
 
 
@@ -86,20 +89,23 @@ def published(
     *,
     next_offsets: tuple[int, ...],
     time: datetime | None,
+    uncertain: bool = False,
     held_back: tuple[str, ...] = (),
 ) -> TableCursor:
     """Complete a table's part with what the publisher knows; `before` is the part that was published last.
 
-    With a `time`, everything committed by then has been published: the watermark moves there. Without one it stays,
-    and a table that is not complete has none.
+    With a `time`, everything committed by then has been published, or is thought to be if `uncertain`: the watermark
+    moves there. Without one it stays, and a table that is not complete has none. Where passes alone tell for sure, it
+    stays during one, and is certain at its end.
     """
-    earlier = before.watermark if before is not None and before.attachment == table.attachment else None
-    if not table.complete:
-        watermark = None
-    elif time is None:
-        watermark = earlier
+    same = before if before is not None and before.attachment == table.attachment else None
+    earlier = same.watermark if same else None
+    if table.pass_began is not None and same and same.topic_id == table.topic_id:
+        watermark = _passed(table, same, next_offsets)
     else:
-        watermark = _watermark(earlier, time, next_offsets)
+        watermark = earlier if table.complete else None
+    if table.complete and time is not None:
+        watermark = _watermark(watermark, time, next_offsets, uncertain=uncertain)
     return replace(table, next_offsets=next_offsets, watermark=watermark, held_back=held_back)
 
 
@@ -109,8 +115,20 @@ def _sweep(table: TableCursor, end_offsets: tuple[int, ...] | None) -> Sweep | N
     return Sweep(next_offsets=(0,) * len(table.next_offsets), end_offsets=end_offsets or ())
 
 
-def _watermark(before: Watermark | None, time: datetime, next_offsets: tuple[int, ...]) -> Watermark:
+def _passed(table: TableCursor, before: TableCursor, next_offsets: tuple[int, ...]) -> Watermark | None:
+    """Return the watermark of a table that is read anew now and then: a certain one with the end of a pass."""
+    earlier, began = before.watermark, table.pass_began
+    is_end = table.complete and not before.complete
+    # After a sweep by itself the newest pass is long ago, and what is known since then is an estimate.
+    if not is_end or began is None or (earlier is not None and began < earlier.time):
+        return earlier
+    return Watermark(time=began, next_offsets=next_offsets)
+
+
+def _watermark(
+    before: Watermark | None, time: datetime, next_offsets: tuple[int, ...], *, uncertain: bool
+) -> Watermark:
     # A watermark never goes back: while the source's clock is behind, the last time stands and is uncertain.
     if before is not None and time < before.time:
         return Watermark(time=before.time, next_offsets=next_offsets, uncertain=True)
-    return Watermark(time=time, next_offsets=next_offsets)
+    return Watermark(time=time, next_offsets=next_offsets, uncertain=uncertain)

@@ -183,6 +183,7 @@ class Reader:
             current=frozenset(current),
             tokens=round_.tokens,
             heartbeat=not round_.found and (round_.is_flushed or self._entries == before),
+            uncertain=round_.is_estimate,
         )
 
     def _check_history(self, round_: Round) -> None:
@@ -219,8 +220,10 @@ class Reader:
         # A TRUNCATE gives a table new files; of a partition's it explains its own alone.
         explained = Mark.TRUNCATE in marks and table.kind is not Kind.PARTITIONED
         rewritten = looks and seen.files != looks.files and not explained
-        if Mark.KEY in marks or rewritten or (looks and seen.shape != looks.shape):
-            log.info("table_changed", table=name, reason="it was altered or rewritten: it is read anew")
+        altered = Mark.KEY in marks or rewritten or (looks and seen.shape != looks.shape)
+        if altered or Mark.PASS in marks:
+            reason = "it was altered or rewritten: it is read anew" if altered else "all of its rows are read again"
+            log.info("table_changed" if altered else "pass_begins", table=name, reason=reason)
             return self._begun(round_, table, entry, seen)
         if not round_.found and not round_.is_flushed:
             return replace(entry, fingerprint=seen.fingerprint)
@@ -240,6 +243,7 @@ class Reader:
             fingerprint=seen.fingerprint,
             time=round_.time,
             end_offsets=self._paging.ends(entry),
+            pass_began=round_.pass_began,
         )
 
     def _in_trouble(self, table: CapturedTable, entry: TableCursor, seen: Seen) -> TableCursor:

@@ -15,19 +15,21 @@ Positions = Mapping[TableName, str]
 
 
 class Mark(StrEnum):
-    """What a change log says besides keys."""
+    """What a change log says besides keys, and what a source without one wants: a sweep, or a pass over all rows."""
 
     TRUNCATE = "truncate"
     LIMIT = "limit"
     KEY = "key"
+    SWEEP = "sweep"
+    PASS = "pass"  # noqa: S105 - no password
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Distinct keys, `count` of them, as an array literal for each key column."""
+    """Distinct keys, `count` of them, as an array for each key column: its literal, or its texts."""
 
     count: int
-    literals: Sequence[str]
+    literals: Sequence[str | Sequence[str]]
 
 
 NO_KEYS = Keys(0, ())
@@ -54,6 +56,9 @@ class Round:
 
     With the round, a table has come to `position`, or to its own in `positions`. `is_flushed` says that a position is
     on the source's disk by nature; any other one may be lost in a crash until it is flushed.
+
+    `is_estimate` says that changes may have been missed, so that `known_by` is one. `pass_began` is the time by which
+    all is known once a snapshot that begins with this round is read and swept, None where such an end tells nothing.
     """
 
     time: datetime
@@ -65,6 +70,8 @@ class Round:
     positions: Mapping[int, str] = field(default_factory=dict)
     behind: frozenset[int] = frozenset()
     is_flushed: bool = False
+    is_estimate: bool = False
+    pass_began: datetime | None = None
 
     def position_of(self, table: CapturedTable) -> str:
         """Return the position up to which all changes of a table are in the round or in an earlier one."""

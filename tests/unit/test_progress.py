@@ -96,6 +96,19 @@ def test_c14_a_watermark_is_uncertain_while_the_clock_is_behind() -> None:
     assert after.watermark == Watermark(time=NOON + timedelta(seconds=1), next_offsets=(9, 9), uncertain=False)
 
 
+def test_w5_an_estimate_is_uncertain_and_the_end_of_a_pass_is_not() -> None:
+    whole = replace(NEW, pass_began=NOON)
+    reading = publish(replace(begin(whole), pass_began=NOON), None, None)
+    ended = publish(chunked(reading, end=None, rows=3), reading, None)
+    assert ended.watermark == Watermark(time=NOON, next_offsets=(7, 7))
+    later = NOON + timedelta(seconds=1)
+    polled = published(ended, ended, next_offsets=(8, 8), time=later, uncertain=True)
+    assert polled.watermark == Watermark(time=later, next_offsets=(8, 8), uncertain=True)
+    swept_before = publish(truncated(polled, end_offsets=(4, 4)), polled, None, offset=8)
+    assert swept_before.watermark == polled.watermark
+    assert publish(swept(swept_before, next_offsets=None), swept_before, None, offset=9).watermark == polled.watermark
+
+
 def test_a_cursor_survives_its_encoding() -> None:
     table = publish(truncated(begin(NEW, request=3), end_offsets=(4, 4)), None, None)
     cursor = Cursor(capture="c", token="t", tables={"public.users": table})
