@@ -100,8 +100,9 @@ def _wanted(
     if tables:
         of_level = Level(level) if level else None
         columns = {name: tuple(column.strip() for column in names.split(",")) for name, names in given.items()}
+        said = {"level": of_level, **columns}
         try:
-            return tuple(TableOptions(name=TableName.parse(table), level=of_level, **columns) for table in tables)
+            return tuple(TableOptions.model_validate({"name": TableName.parse(table), **said}) for table in tables)
         except ValidationError as error:
             wrong = str(error.errors()[0]["loc"][0])
             raise click.UsageError(

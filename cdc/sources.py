@@ -5,18 +5,30 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import psycopg
+import structlog
 
 from cdc.cursor import Cursor
 from cdc.housekeeping import Housekeeping
+from cdc.kafka_lease import KafkaLease
+from cdc.kafka_requests import REQUESTS_CONFIG, RequestTopic
 from cdc.lease import Lease, RowLease
 from cdc.masks import mask_session
 from cdc.session import SESSION
 from cdc.source import Source
 from cdc.statements import PARTS
+from cdc.table_options import TableOptions, table_options
 from cdc.tables import CapturedTable, check_source
+from cdc.timestamp import Intervals, TimestampSource
+from cdc.timestamp_sql import IDENTITY
+from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import TriggerSource
+from cdc.wire import cursor_topic_name, requests_topic_name
+from runtime.errors import ConfigurationError
+from runtime.kafka import admin, check_reachable
 from runtime.postgres import connect, describe, translated
 from runtime.settings import CdcSettings
+
+log = structlog.get_logger()
 
 MEBIBYTE = 1024 * 1024
 
@@ -37,6 +49,12 @@ def open_source(settings: CdcSettings) -> Iterator[OpenSource]:
 
     Raises ConfigurationError or CaptureError, with what to do, if the database cannot be captured so.
     """
+    with _OPENERS[settings.cdc_source](settings) as opened:
+        yield opened
+
+
+@contextmanager
+def _open_triggers(settings: CdcSettings) -> Iterator[OpenSource]:
     where = describe(settings.source_url)
     name = f"viewkeeper-cdc {settings.cdc_name}"
     session = SESSION | mask_session(settings.cdc_mask_key)
@@ -55,3 +73,66 @@ def open_source(settings: CdcSettings) -> Iterator[OpenSource]:
             reading=reading,
             keep=Housekeeping(tidying, where=where, part_limit_bytes=part_limit_bytes).keep,
         )
+
+
+@contextmanager
+def _open_timestamp(settings: CdcSettings) -> Iterator[OpenSource]:
+    where = describe(settings.source_url)
+    options = polled_options(settings.cdc_tables)
+    name = f"viewkeeper-cdc {settings.cdc_name}"
+    client = admin(settings, name="viewkeeper-cdc-requests")
+    with (
+        closing(connect(settings.source_url, name=name, settings=SESSION)) as reading,
+        # Not the reader's, which may be in the middle of a page.
+        closing(connect(settings.source_url, name=f"{name} flush", settings=SESSION)) as flushing,
+        closing(RequestTopic(settings, client, settings.cdc_name)) as requests,
+    ):
+        check_reachable(client, settings)
+        token = source_token(flushing, where)
+        for topic, config in (
+            (cursor_topic_name(settings.topic_prefix), CURSOR_CONFIG),
+            (requests_topic_name(settings.topic_prefix), REQUESTS_CONFIG),
+        ):
+            ensure_topic(client, settings, topic, partitions=1, config=config)
+        lease = KafkaLease(settings, flushing, where=where, token=token)
+        try:
+            yield OpenSource(
+                source=TimestampSource(
+                    reading,
+                    settings.cdc_name,
+                    where=where,
+                    token=token,
+                    options=options,
+                    intervals=Intervals.of(settings),
+                    requests=requests,
+                ),
+                lease=lease,
+                reading=reading,
+                keep=lambda _tables, _cursor: None,
+            )
+        finally:
+            lease.release()
+
+
+def polled_options(wanted: str) -> tuple[TableOptions, ...]:
+    """Return the tables that the timestamp source polls; raise ConfigurationError if none is named."""
+    options = table_options(wanted)
+    if not options:
+        raise ConfigurationError(
+            "VIEWKEEPER_CDC_TABLES is missing: VIEWKEEPER_CDC_SOURCE=timestamp captures the tables of a .toml file, "
+            "each with its mode; nothing is attached in the database"
+        )
+    return options
+
+
+def source_token(connection: psycopg.Connection, where: str) -> str:
+    """Return what tells the database from others as far as its role may know; warn of a replica."""
+    with translated(where):
+        row = connection.execute(IDENTITY).fetchone()
+        replica = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+    if replica == (True,):
+        log.warning("replica", source=where, reason="it shows what it has replayed: watermarks are estimates by that")
+    return str(row[0]) if row else ""
+
+
+_OPENERS = {"triggers": _open_triggers, "timestamp": _open_timestamp}

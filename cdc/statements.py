@@ -167,6 +167,14 @@ def log_keys(table: CapturedTable) -> Composed:
     )
 
 
+def key_texts(table: CapturedTable) -> Composed:
+    """Select the keys from the topic in parameters `k1`, … as a change log has them: an array a key column."""
+    return SQL("SELECT {arrays} FROM {changed} AS changed").format(
+        arrays=SQL(", ").join(SQL("array_agg({}::text)").format(key) for key in _changed(table)),
+        changed=_listed(table, lambda _column: "text", _from_json),
+    )
+
+
 def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
     """Select key and row, as JSON text, of the first `most_rows` rows after the key `after_1`, … (if resumed).
 
@@ -185,9 +193,7 @@ def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
         table=rows_name(table),
         values=wire_values(table.columns),
         # One comparison of row values, which an index can answer.
-        after=SQL("WHERE ({}) > ({})").format(SQL(", ").join(map(_compared, table.key)), bounds)
-        if resumed
-        else SQL(""),
+        after=SQL("WHERE ({}) > ({})").format(SQL(", ").join(map(key_name, table.key)), bounds) if resumed else SQL(""),
         keys=keys,
     )
 
@@ -207,6 +213,12 @@ def log_columns(table: CapturedTable) -> list[Identifier]:
 def log_type(column: Column) -> str:
     """Return the type of a key column in the change log: integers are wide there, all else is text."""
     return "bigint" if column.type in ("smallint", "integer", "bigint") else "text"
+
+
+def key_name(column: Column) -> Composable:
+    """Name a key column, as what a domain is made from: an enum's operators are not there for domains over it."""
+    name = SQL("t.{}").format(column_name(column))
+    return name if column.type == column.cast else SQL("{}::{}").format(name, SQL(doubled(column.type)))
 
 
 def _records(table: CapturedTable, snapshot: Composable, condition: Composable = _ANY) -> Composed:
@@ -238,12 +250,6 @@ def _listed(
     )
 
 
-def _compared(column: Column) -> Composable:
-    """Name a key column, as what a domain is made from: an enum's operators are not there for domains over it."""
-    name = SQL("t.{}").format(column_name(column))
-    return name if column.type == column.cast else SQL("{}::{}").format(name, SQL(doubled(column.type)))
-
-
 def _from_log(column: Column, text: Composable) -> Composable:
     return text if log_type(column) == "bigint" else SQL("{}::{}").format(text, SQL(doubled(column.type)))
 
@@ -257,7 +263,7 @@ def _from_json(column: Column, text: Composable) -> Composable:
 def _in_listed(column: Column) -> Composed:
     logged = log_type(column)
     return SQL("{} = ANY (%(k1)s::{}[]::{}[])").format(
-        _compared(column), SQL(logged), SQL("bigint" if logged == "bigint" else doubled(column.type))
+        key_name(column), SQL(logged), SQL("bigint" if logged == "bigint" else doubled(column.type))
     )
 
 
@@ -271,6 +277,6 @@ def _changed(table: CapturedTable) -> list[Composable]:
 
 def _joined(table: CapturedTable) -> Composed:
     return SQL(" AND ").join(
-        SQL("{} = {}").format(_compared(column), changed)
+        SQL("{} = {}").format(key_name(column), changed)
         for column, changed in zip(table.key, _changed(table), strict=True)
     )

@@ -6,6 +6,12 @@ level = "row"        # or "statement", which it is when left out
 key = ["tweet_id"]   # the primary key when left out
 columns = ["tweet_id", "text", "email"]   # no other one leaves the database; all of them when left out
 masks = ["email"]    # these leave it as a keyed hash
+
+Of VIEWKEEPER_CDC_SOURCE=timestamp alone, which asks for a mode and takes neither level nor masks:
+
+mode = "timestamp+incrementing"   # or "timestamp", "incrementing", "bulk"
+timestamp = ["updated_at", "created_at"]   # the first of them that is not NULL says when a row was changed
+incrementing = "tweet_id"                  # a whole number that grows from row to row
 """
 
 import tomllib
@@ -27,6 +33,9 @@ _ACCEPTED = {
     "key": "a list of at least one column name, each once",
     "columns": "a list of at least one column name, each once",
     "masks": "a list of at least one column name, each once",
+    "mode": "bulk, incrementing, timestamp or timestamp+incrementing",
+    "timestamp": "a list of at least one column name, each once",
+    "incrementing": "a column's name",
 }
 
 
@@ -37,8 +46,17 @@ class Level(StrEnum):
     ROW = "row"
 
 
+class Mode(StrEnum):
+    """How the timestamp source finds changed rows, in the words of the JDBC source connector."""
+
+    BULK = "bulk"
+    INCREMENTING = "incrementing"
+    TIMESTAMP = "timestamp"
+    TIMESTAMP_INCREMENTING = "timestamp+incrementing"
+
+
 class TableOptions(BaseModel):
-    """How one table is attached; what is None, nothing is said of."""
+    """How one table is attached, or polled; what is None, nothing is said of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -47,6 +65,9 @@ class TableOptions(BaseModel):
     key: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
     columns: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
     masks: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
+    mode: Mode | None = Field(default=None, strict=False)
+    timestamp: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
+    incrementing: str | None = Field(default=None, min_length=1)
 
     @field_validator("name", mode="before")
     @classmethod
@@ -58,7 +79,7 @@ class TableOptions(BaseModel):
         except WireError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator("key", "columns", "masks")
+    @field_validator("key", "columns", "masks", "timestamp")
     @classmethod
     def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (len(set(value)) < len(value) or not all(value)):

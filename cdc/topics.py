@@ -33,9 +33,9 @@ class Topic:
 def ensure_topic(
     client: AdminClient, settings: CdcSettings, name: str, *, partitions: int, config: Mapping[str, str]
 ) -> Topic:
-    """Make a compacted topic if it is missing; return it as it is, perhaps with another partition count.
+    """Make a topic, mostly a compacted one, if it is missing; return it as it is, perhaps with other partitions.
 
-    Raises CaptureError if a topic is there whose policy is not `compact` alone.
+    Raises CaptureError if a topic is there with another policy than its `config` has.
     """
     where = f"topic {name}"
     with translated(where):
@@ -48,10 +48,12 @@ def ensure_topic(
         resource = ConfigResource(ResourceType.TOPIC, name)
         entries = client.describe_configs([resource], request_timeout=REQUEST_SECONDS)[resource].result()
     policy = entries["cleanup.policy"].value
-    if policy != "compact":
+    wanted = config["cleanup.policy"]
+    if policy != wanted:
+        lost = "rows that did not change for long" if wanted == "compact" else "requests that are not the newest"
         raise CaptureError(
-            f"{where} has cleanup.policy={policy}: it would lose rows that did not change for long; "
-            "set the policy to compact, or another VIEWKEEPER_TOPIC_PREFIX"
+            f"{where} has cleanup.policy={policy}: it would lose {lost}; "
+            f"set the policy to {wanted}, or another VIEWKEEPER_TOPIC_PREFIX"
         )
     return Topic(name, topic_id, count, int(entries["max.message.bytes"].value))
 

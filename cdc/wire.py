@@ -48,3 +48,8 @@ def topic_name(prefix: str, table: TableName) -> str:
 def cursor_topic_name(prefix: str) -> str:
     """Return the topic that holds one cursor record a capture, keyed by its name."""
     return f"{prefix}.cursor"
+
+
+def requests_topic_name(prefix: str) -> str:
+    """Return the topic that holds what is asked of captures whose source must not be written to."""
+    return f"{prefix}.requests"

@@ -64,6 +64,7 @@ RegistryUrl = Annotated[
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100), Accepts("letters, digits, _ and -")]
 Port = Annotated[int, Field(ge=0, le=65535), Accepts("a port from 0 (any free one) to 65535")]
 Seconds = Annotated[float, Field(gt=0, le=86400), Accepts("a number of seconds above 0")]
+OptionalSeconds = Annotated[float, Field(ge=0, le=86400), Accepts("a number of seconds, 0 to switch it off")]
 Count = Annotated[int, Field(ge=1, le=10_000_000), Accepts("a whole number from 1 to 10000000")]
 
 
@@ -160,7 +161,7 @@ class CaptureSettings(SourceSettings):
     """Settings of the `viewkeeper-cdc` commands that speak with the source only."""
 
     cdc_name: Name = Field("viewkeeper", description="the capture's name; one leader a name")
-    cdc_source: Literal["triggers"] = Field("triggers", description="how changed keys are found")
+    cdc_source: Literal["triggers", "timestamp"] = Field("triggers", description="how changed keys are found")
     cdc_tables: str = Field(
         "", description="tables to capture, schema.table,… or a path that ends in .toml; what is attached when unset"
     )
@@ -186,6 +187,15 @@ class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
     cdc_chunk_rows: Count = Field(20_000, description="rows a snapshot chunk and a Kafka transaction hold at most")
     cdc_log_limit_mb: Annotated[int, Field(ge=1, le=1_000_000), Accepts("megabytes, from 1 to 1000000")] = Field(
         1024, description="at this size of a table's change log, logging stops and the table is read anew later"
+    )
+    cdc_look_back_seconds: OptionalSeconds = Field(
+        60.0, description="timestamp source: rows changed so long before the newest one are looked at again"
+    )
+    cdc_sweep_seconds: OptionalSeconds = Field(
+        3600.0, description="timestamp source: so often the topics' keys are looked up, to find rows that are gone"
+    )
+    cdc_bulk_seconds: Seconds = Field(
+        300.0, description="timestamp source, mode bulk: from one reading of all rows to the next"
     )
     cdc_on_other_history: Literal["stop", "snapshot"] = Field(
         "stop", description="what a source or a Kafka that was set back does: stop, or read every table anew"

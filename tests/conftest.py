@@ -33,6 +33,7 @@ READS_A_SOURCE = (
     "test_migrations",
     "test_postgres",
     "test_snapshot",
+    "test_timestamp",
     "test_torture",
     "test_triggers",
     "test_types",

@@ -1,0 +1,172 @@
+"""A lease without a row in the source: the leader is the member of a consumer group that owns a topic's partition.
+
+The broker's group coordinator sees to it that there is one. A leader that was taken for dead is told by its next poll,
+and the producer's `transactional.id` fences it whatever it does before that.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import structlog
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, TopicPartition
+
+from cdc.lease import BUSY_SECONDS, LeadershipLost
+from cdc.wire import cursor_topic_name
+from runtime.errors import ViewkeeperError
+from runtime.kafka import consumer, kafka_error
+from runtime.kafka import translated as kafka_translated
+from runtime.postgres import translated
+from runtime.settings import CdcSettings
+from runtime.stop import Stop
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.25
+LEAST_SESSION_SECONDS = 6.0
+"""A broker's default least; a shorter session it refuses (group.min.session.timeout.ms)."""
+_STANDBY_SECONDS = 5.0
+_FIRST_LOOK_SECONDS = 0.001
+_MOST_LOOK_SECONDS = 0.05
+
+_LSN = """
+SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_current_wal_insert_lsn()::text END
+"""
+_IS_FLUSHED = """
+SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN true
+            ELSE pg_catalog.pg_current_wal_flush_lsn() >= %(lsn)s::pg_lsn END
+"""
+
+
+def lease_group(prefix: str, capture: str) -> str:
+    """Name the consumer group whose member with a partition leads a capture."""
+    return f"{prefix}.{capture}.lease"
+
+
+class KafkaLease:
+    """A capture's lease in Kafka. `token` is what its flushes return: what tells the source from others.
+
+    The connection is one of the lease's own.
+    """
+
+    def __init__(self, settings: CdcSettings, connection: psycopg.Connection, *, where: str, token: str) -> None:
+        self._capture = settings.cdc_name
+        self._connection = connection
+        self._where = where
+        self._token = token
+        self._topic = cursor_topic_name(settings.topic_prefix)
+        session_ms = int(max(settings.cdc_lease_seconds, LEAST_SESSION_SECONDS) * 1000)
+        options = {
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": 1_000,
+            # A standby that comes or goes takes nothing from the leader.
+            "partition.assignment.strategy": "cooperative-sticky",
+            "auto.offset.reset": "latest",
+        }
+        group = lease_group(settings.topic_prefix, settings.cdc_name)
+        self._member: Consumer | None = consumer(settings, group=group, name="viewkeeper-cdc-lease", options=options)
+        self._owned = False
+        self._progress_at = time.monotonic()
+        self._lost: ViewkeeperError | None = None
+
+    def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
+        """Wait until the partition is this member's; call `waiting` at each look. Return False if asked to stop."""
+        began, told = time.monotonic(), False
+        with kafka_translated(f"topic {self._topic}"):
+            self._group().subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
+        while not stop.requested:
+            self._poll()
+            if self._owned:
+                log.info("leading", capture=self._capture)
+                return True
+            if not told and time.monotonic() - began > _STANDBY_SECONDS:
+                log.info("standby", capture=self._capture, reason="another process is the leader")
+                told = True
+            waiting()
+        return False
+
+    @contextmanager
+    def kept(self, beat: Callable[[], None]) -> Iterator[None]:
+        """Poll from a thread while the body leads, also in a long statement.
+
+        Calls `beat` now and then. Stops when the body has shown no progress for BUSY_SECONDS.
+        """
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.is_set() and time.monotonic() - self._progress_at < BUSY_SECONDS:
+                try:
+                    self._poll()
+                    if not self._owned:
+                        raise LeadershipLost(f"capture {self._capture}: another process took over the lease")
+                except ViewkeeperError as error:
+                    self._lost = error
+                    return
+                beat()
+
+        self._progress_at = time.monotonic()
+        thread = threading.Thread(target=keep, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def progress(self, turned_at: float) -> None:
+        """Note when (`time.monotonic()`) the leader's loop has turned last; raises what lost the lease."""
+        self._progress_at = turned_at
+        if self._lost is not None:
+            raise self._lost
+
+    def flush(self, *, published: str) -> str:  # noqa: ARG002 - interface
+        """Return once all that was read up to now is on the source's disk.
+
+        Nothing may be written that would bring it there, so that it is waited for: a commit that waits for its WAL is
+        flushed before anybody sees it, and what `synchronous_commit=off` leaves behind Postgres's own writer flushes
+        within a second. A replica has nothing but flushed WAL.
+        """
+        with translated(self._where):
+            row = self._connection.execute(_LSN, prepare=True).fetchone()
+            seconds = _FIRST_LOOK_SECONDS
+            while row and row[0] is not None and not self._is_flushed(row[0]):
+                self.progress(self._progress_at)
+                time.sleep(seconds)
+                seconds = min(seconds * 2, _MOST_LOOK_SECONDS)
+        return self._token
+
+    def release(self) -> None:
+        """Leave the group, so that a standby need not wait for the session's end."""
+        member, self._member = self._member, None
+        if member is not None:
+            member.close()
+
+    def _is_flushed(self, lsn: str) -> bool:
+        row = self._connection.execute(_IS_FLUSHED, {"lsn": lsn}, prepare=True).fetchone()
+        return row == (True,)
+
+    def _group(self) -> Consumer:
+        if self._member is None:
+            raise LeadershipLost(f"capture {self._capture}: the lease was given back")
+        return self._member
+
+    def _poll(self) -> None:
+        with kafka_translated(f"topic {self._topic}"):
+            message = self._group().poll(POLL_SECONDS)
+        failure = message.error() if message else None
+        if failure is not None and failure.code() not in (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET):
+            raise kafka_error(failure, f"topic {self._topic}, the lease of capture {self._capture}")
+
+    def _assigned(self, member: Consumer, partitions: list[TopicPartition]) -> None:
+        # The partition is owned, and not read.
+        for partition in partitions:
+            partition.offset = OFFSET_END
+        member.incremental_assign(partitions)
+        if partitions:
+            member.pause(partitions)
+            self._owned = True
+
+    def _revoked(self, _member: Consumer, partitions: list[TopicPartition]) -> None:
+        self._owned = self._owned and not partitions

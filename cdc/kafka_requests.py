@@ -1,0 +1,110 @@
+"""Requests to a capture whose source must not be written to: records of `<prefix>.requests`, which its leader reads."""
+
+import secrets
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+from confluent_kafka import IsolationLevel
+from confluent_kafka.admin import AdminClient
+
+from cdc.errors import WireError
+from cdc.look_back import Order
+from cdc.records import RecordReader
+from cdc.topics import end_offsets
+from cdc.wire import TableName, requests_topic_name
+from runtime.errors import ConfigurationError
+from runtime.kafka import REQUEST_SECONDS, producer, translated
+from runtime.settings import KafkaSettings
+
+REQUESTS_CONFIG = {"cleanup.policy": "delete", "retention.ms": str(7 * 24 * 3600 * 1000)}
+_MOST_RECORDS = 1_000
+_INIT_SECONDS = 30.0
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A table that is to be read anew, or some `keys` of it, each with one text a key column as its JSON has them."""
+
+    table: str
+    keys: tuple[Order, ...] | None = None
+
+
+class RequestTopic:
+    """Writes a capture's requests, and reads them; a request's number is its offset and one.
+
+    `newest` has the newest request for a snapshot of each table, by the table's name.
+    """
+
+    def __init__(self, settings: KafkaSettings, client: AdminClient, capture: str) -> None:
+        self._settings = settings
+        self._client = client
+        self._capture = capture
+        self._topic = requests_topic_name(settings.topic_prefix)
+        self._reader: RecordReader | None = None
+        self._keys: dict[str, list[Order]] = defaultdict(list)
+        self.newest: dict[str, int] = {}
+
+    def read(self) -> None:
+        """Read what was asked for up to now; from the topic's beginning at first, since reading again does no harm."""
+        end = end_offsets(self._client, self._topic, 1, isolation=IsolationLevel.READ_COMMITTED)
+        if self._reader is None:
+            self._reader = RecordReader(self._settings, self._topic, (0,), name="requests")
+        while self._reader.is_behind(end):
+            for record in self._reader.read(_MOST_RECORDS):
+                key, value, offset = record.key(), record.value(), record.offset() or 0
+                if key == self._capture.encode() and isinstance(value, bytes):
+                    self._take(value, offset)
+
+    def take_keys(self, table: str, most_keys: int) -> list[Order]:
+        """Return the next keys of a table that were asked for, `most_keys` at most; each is returned once."""
+        keys = self._keys[table]
+        taken, self._keys[table] = keys[:most_keys], keys[most_keys:]
+        return taken
+
+    def ask_for_snapshots(self, tables: Sequence[TableName]) -> tuple[int, ...]:
+        """Ask for snapshots of all tables or none; return the requests' numbers."""
+        return self._send([Request(table=str(table)) for table in tables])
+
+    def ask_for_keys(self, table: TableName, keys: Sequence[Sequence[str]]) -> None:
+        """Ask for keys from the topic, a list a key column, to be read and published."""
+        self._send([Request(table=str(table), keys=tuple(zip(*keys, strict=True)))])
+
+    def close(self) -> None:
+        """Close the reader."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _take(self, value: bytes, offset: int) -> None:
+        try:
+            request = msgspec.json.decode(value, type=Request)
+        except msgspec.DecodeError as error:
+            raise WireError(
+                f"{self._topic} offset {offset}: not a request: {error}; is another program writing to this topic?"
+            ) from error
+        if request.keys is None:
+            self.newest[request.table] = offset + 1
+        else:
+            self._keys[request.table].extend(request.keys)
+
+    def _send(self, requests: Sequence[Request]) -> tuple[int, ...]:
+        with translated(f"topic {self._topic}"):
+            if self._topic not in self._client.list_topics(timeout=REQUEST_SECONDS).topics:
+                raise ConfigurationError(
+                    f"topic {self._topic} is not there: the capture makes it when it starts; run: viewkeeper-cdc run"
+                )
+            # In a transaction, so that all or none are asked for.
+            name = f"viewkeeper-cdc-requests-{secrets.token_hex(8)}"
+            sender = producer(self._settings, transactional_id=name, name="viewkeeper-cdc-requests")
+            sender.init_transactions(_INIT_SECONDS)
+            sender.begin_transaction()
+            offsets: list[int] = []
+            for request in requests:
+                sender.produce(
+                    self._topic,
+                    msgspec.json.encode(request),
+                    self._capture,
+                    on_delivery=lambda _error, message: offsets.append(message.offset() or 0),
+                )
+            sender.commit_transaction(_INIT_SECONDS)
+        return tuple(offset + 1 for offset in sorted(offsets))
