@@ -1,6 +1,8 @@
 """What integration tests share beside the servers: topics written by hand, and a projector driven by hand."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from runtime.postgres import connect
 from runtime.settings import CdcSettings, read_settings
 from tests.integration.captured_source import Source
 from tests.integration.changelog import KEYS, PARTITIONS, Changelog
+from tests.integration.polled_source import PolledSource
 from tests.integration.projector_steps import Steps, projector_settings, projector_steps
 
 
@@ -45,3 +48,16 @@ def source(source_url: str, kafka: KafkaBroker, topic_prefix: str) -> Iterator[S
     """Give the source database, with nothing attached yet."""
     with connect(source_url, name="test", settings={"TimeZone": "UTC"}) as connection:
         yield Source(connection, source_url, kafka, topic_prefix)
+
+
+@pytest.fixture
+def polled(source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> Iterator[PolledSource]:
+    """Give a source that nobody may add anything to, with a table of ten rows."""
+    source = PolledSource(source_url, kafka, topic_prefix, tmp_path)
+    with closing(source.connection):
+        source.run(
+            "DROP SCHEMA cdc CASCADE",
+            "CREATE TABLE items (id bigint PRIMARY KEY, text text, updated_at timestamptz)",
+            "INSERT INTO items SELECT i, 'first', now() FROM generate_series(1, 10) i",
+        )
+        yield source
