@@ -6,26 +6,28 @@ from contextlib import closing, contextmanager
 
 import click
 import psycopg
+from confluent_kafka.admin import AdminClient
 from pydantic import ValidationError
 from rich.console import Console
 
 from cdc.attachment import attach, detach
 from cdc.daemon import run_session
 from cdc.documents import Attachment, Attachments, RequestedSnapshot, RequestedSnapshots
+from cdc.outside import Outside, outside
 from cdc.reconcile import reconcile
 from cdc.reconcile_report import Shown, conclusion, counts_and_keys, json_pieces, progress, shown
-from cdc.requests import SnapshotRequest, follow, request_snapshots
+from cdc.requests import SnapshotRequest, follow
 from cdc.session import SESSION
 from cdc.snapshot_screen import show
 from cdc.status import read_status
-from cdc.status_source import STATUS_SESSION, StatusSource
 from cdc.status_text import status_text
 from cdc.table_options import Level, TableOptions, table_options
 from cdc.tables import check_source
-from cdc.watching import CursorTail, LeaderWatch
+from cdc.watching import CursorTail
 from cdc.wire import TableName
 from runtime.cli import print_json, run_command, settings_epilog, start
 from runtime.daemon import keep_running
+from runtime.errors import ConfigurationError
 from runtime.health import Health, health_listener
 from runtime.kafka import admin
 from runtime.postgres import connect, describe, translated
@@ -137,6 +139,11 @@ def detach_tables(tables: tuple[str, ...], *, as_json: bool) -> None:
 def _source() -> Iterator[tuple[CaptureSettings, psycopg.Connection, str]]:
     settings = start(CaptureSettings)
     where = describe(settings.source_url)
+    if settings.cdc_source == "timestamp":
+        raise ConfigurationError(
+            "VIEWKEEPER_CDC_SOURCE=timestamp writes nothing into a database, so that nothing is attached to it: tables "
+            "are named in VIEWKEEPER_CDC_TABLES, a .toml file with the mode of each"
+        )
     with closing(connect(settings.source_url, name="viewkeeper-cdc", settings=SESSION)) as connection:
         with translated(where):
             check_source(connection, where)
@@ -164,15 +171,13 @@ def snapshot(tables: tuple[str, ...], *, wait: bool | None, as_json: bool) -> No
     settings = start(StatusSettings)
     names = [TableName.parse(table) for table in tables]
     wait = sys.stdout.isatty() if wait is None else wait
-    where = describe(settings.source_url)
-    with closing(connect(settings.source_url, name="viewkeeper-cdc snapshot", settings=STATUS_SESSION)) as connection:
-        with translated(where):
-            check_source(connection, where)
-        requests = request_snapshots(connection, settings.cdc_name, names, where=where)
+    client = admin(settings, name="viewkeeper-cdc-snapshot")
+    with outside(settings, client, name="viewkeeper-cdc snapshot") as capture:
+        requests = capture.request(names)
         for request in requests:
             click.echo(f"{request.table}: a snapshot is requested", err=as_json)
         if wait:
-            _wait_for(requests, settings, connection, where, on_stderr=as_json)
+            _wait_for(requests, settings, client, capture, on_stderr=as_json)
     if as_json:
         requested = tuple(RequestedSnapshot(id=request.id, table=str(request.table)) for request in requests)
         print_json(RequestedSnapshots(capture=settings.cdc_name, requests=requested, complete=wait))
@@ -181,17 +186,14 @@ def snapshot(tables: tuple[str, ...], *, wait: bool | None, as_json: bool) -> No
 def _wait_for(
     requests: Sequence[SnapshotRequest],
     settings: StatusSettings,
-    connection: psycopg.Connection,
-    where: str,
+    client: AdminClient,
+    capture: Outside,
     *,
     on_stderr: bool,
 ) -> None:
-    source = StatusSource(connection, settings.cdc_name, where=where)
-    leader = LeaderWatch(connection, settings.cdc_name, where=where)
-    client = admin(settings, name="viewkeeper-cdc-snapshot")
     try:
         with CursorTail(client, settings, settings.cdc_name) as tail:
-            show(follow(requests, source, leader, tail), on_stderr=on_stderr)
+            show(follow(requests, capture.status, capture.leader, tail), on_stderr=on_stderr)
     except KeyboardInterrupt:
         click.echo("not waited for; the requests stand, see: viewkeeper-cdc status", err=True)
         raise click.Abort from None

@@ -3,6 +3,7 @@
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from confluent_kafka import IsolationLevel
@@ -32,7 +33,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class RequestTopic:
     """Writes a capture's requests, and reads them; a request's number is its offset and one.
 
-    `newest` has the newest request for a snapshot of each table, by the table's name.
+    `newest` has the newest request for a snapshot of each table, by the table's name, and `asked_at` its time.
     """
 
     def __init__(self, settings: KafkaSettings, client: AdminClient, capture: str) -> None:
@@ -43,6 +44,7 @@ class RequestTopic:
         self._reader: RecordReader | None = None
         self._keys: dict[str, list[Order]] = defaultdict(list)
         self.newest: dict[str, int] = {}
+        self.asked_at: dict[str, datetime] = {}
 
     def read(self) -> None:
         """Read what was asked for up to now; from the topic's beginning at first, since reading again does no harm."""
@@ -53,7 +55,7 @@ class RequestTopic:
             for record in self._reader.read(_MOST_RECORDS):
                 key, value, offset = record.key(), record.value(), record.offset() or 0
                 if key == self._capture.encode() and isinstance(value, bytes):
-                    self._take(value, offset)
+                    self._take(value, offset, record.timestamp()[1])
 
     def take_keys(self, table: str, most_keys: int) -> list[Order]:
         """Return the next keys of a table that were asked for, `most_keys` at most; each is returned once."""
@@ -75,7 +77,7 @@ class RequestTopic:
             self._reader.close()
             self._reader = None
 
-    def _take(self, value: bytes, offset: int) -> None:
+    def _take(self, value: bytes, offset: int, asked_at_ms: int) -> None:
         try:
             request = msgspec.json.decode(value, type=Request)
         except msgspec.DecodeError as error:
@@ -84,6 +86,7 @@ class RequestTopic:
             ) from error
         if request.keys is None:
             self.newest[request.table] = offset + 1
+            self.asked_at[request.table] = datetime.fromtimestamp(asked_at_ms / 1000, UTC)
         else:
             self._keys[request.table].extend(request.keys)
 

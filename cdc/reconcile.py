@@ -12,21 +12,27 @@ from cdc.encoding import Encoding
 from cdc.encodings import encoding_of
 from cdc.errors import CaptureError
 from cdc.images import Images, open_images
+from cdc.kafka_requests import RequestTopic
 from cdc.masks import demand_key, mask_session
+from cdc.outside import outside
+from cdc.polling import NOTHING
 from cdc.reconciling import Reconciling, Say, Tally
 from cdc.records import RecordReader
 from cdc.session import SESSION
+from cdc.source import Source
 from cdc.source_rows import SourceRows
-from cdc.status_source import STATUS_SESSION, StatusSource
-from cdc.tables import CapturedTable, check_source, selected
+from cdc.sources import polled_options
+from cdc.status_source import StatusSource
+from cdc.tables import CapturedTable, selected
+from cdc.timestamp import TimestampSource
 from cdc.topics import end_offsets, topic_identities
 from cdc.triggers import TriggerSource
-from cdc.watching import CursorTail, LeaderWatch
+from cdc.watching import CursorTail, Watch
 from cdc.watermarks import Watermarks
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.kafka import admin, check_reachable
-from runtime.postgres import ObjectMissing, connect, describe, translated
+from runtime.postgres import ObjectMissing, connect, describe
 from runtime.settings import StatusSettings
 
 _NAME = "viewkeeper-cdc reconcile"
@@ -63,19 +69,14 @@ def reconcile(
     """
     where = describe(settings.source_url)
     client = admin(settings, name="viewkeeper-cdc-reconcile")
-    session = SESSION | mask_session(settings.cdc_mask_key)
     with (
-        closing(connect(settings.source_url, name=_NAME, settings=session)) as reading,
-        closing(connect(settings.source_url, name=_NAME, settings=STATUS_SESSION)) as watching,
+        _reading(settings, client) as source,
+        outside(settings, client, name=_NAME) as capture,
         CursorTail(client, settings, settings.cdc_name) as tail,
         closing(encoding_of(settings)) as encoding,
     ):
-        with translated(where):
-            check_source(reading, where)
         check_reachable(client, settings)
-        _demand_capture(LeaderWatch(watching, settings.cdc_name, where=where), settings.cdc_name)
-        source = TriggerSource(reading, settings.cdc_name, where=where)
-        status = StatusSource(watching, settings.cdc_name, where=where)
+        _demand_capture(capture.leader, settings.cdc_name)
         chosen = _chosen(source, names, settings, where)
         demand_key([table for table, _ in chosen], settings.cdc_mask_key)
         comparisons = [
@@ -85,8 +86,15 @@ def reconcile(
                 table,
                 source,
                 encoding,
-                status,
-                Watermarks(tail, table, shape, wait_seconds=wait_seconds),
+                capture.status,
+                Watermarks(
+                    tail,
+                    table,
+                    shape,
+                    wait_seconds=wait_seconds,
+                    # What this source may have missed is what is looked for: its estimate says what it has come by.
+                    takes_estimates=settings.cdc_source == "timestamp",
+                ),
             )
             for table, shape in chosen
         ]
@@ -97,6 +105,26 @@ def reconcile(
                 yield result
 
 
+@contextmanager
+def _reading(settings: StatusSettings, client: AdminClient) -> Iterator[Source]:
+    where = describe(settings.source_url)
+    session = SESSION | mask_session(settings.cdc_mask_key)
+    with closing(connect(settings.source_url, name=_NAME, settings=session)) as connection:
+        if settings.cdc_source == "triggers":
+            yield TriggerSource(connection, settings.cdc_name, where=where)
+            return
+        with closing(RequestTopic(settings, client, settings.cdc_name)) as requests:
+            yield TimestampSource(
+                connection,
+                settings.cdc_name,
+                where=where,
+                token="",
+                options=polled_options(settings.cdc_tables),
+                intervals=NOTHING,
+                requests=requests,
+            )
+
+
 class _Comparison:
     """A table that can be compared, as its part of the cursor says."""
 
@@ -105,7 +133,7 @@ class _Comparison:
         settings: StatusSettings,
         client: AdminClient,
         table: CapturedTable,
-        source: TriggerSource,
+        source: Source,
         encoding: Encoding,
         status: StatusSource,
         watermarks: Watermarks,
@@ -146,7 +174,7 @@ class _Comparison:
 
 
 def _chosen(
-    source: TriggerSource, names: Sequence[TableName], settings: StatusSettings, where: str
+    source: Source, names: Sequence[TableName], settings: StatusSettings, where: str
 ) -> list[tuple[CapturedTable, str]]:
     """Return the tables that are named, or all that are captured, each with the shape that it has now."""
     attached, looks = source.attached()
@@ -164,7 +192,7 @@ def _chosen(
     return [(table, looks[table.attachment].shape) for table in tables]
 
 
-def _demand_capture(watch: LeaderWatch, capture: str) -> None:
+def _demand_capture(watch: Watch, capture: str) -> None:
     leader = watch.settled()
     if not leader.alive:
         found = f"its leader {leader.name} gives no sign of life" if leader.name else "none is running"

@@ -19,7 +19,7 @@ from cdc.snapshot_progress import (
     sweep_words,
 )
 from cdc.status_source import StatusSource
-from cdc.watching import CursorTail, LeaderWatch
+from cdc.watching import CursorTail, Watch
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.postgres import translated
@@ -102,7 +102,7 @@ class Look:
 
 
 def follow(
-    requests: Sequence[SnapshotRequest], source: StatusSource, leader: LeaderWatch, tail: CursorTail
+    requests: Sequence[SnapshotRequest], source: StatusSource, leader: Watch, tail: CursorTail
 ) -> Iterator[Look]:
     """Yield a look now and then, about four a second, until all requests are done.
 

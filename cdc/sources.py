@@ -13,12 +13,13 @@ from cdc.kafka_lease import KafkaLease
 from cdc.kafka_requests import REQUESTS_CONFIG, RequestTopic
 from cdc.lease import Lease, RowLease
 from cdc.masks import mask_session
+from cdc.polling import Intervals
 from cdc.session import SESSION
 from cdc.source import Source
 from cdc.statements import PARTS
 from cdc.table_options import TableOptions, table_options
 from cdc.tables import CapturedTable, check_source
-from cdc.timestamp import Intervals, TimestampSource
+from cdc.timestamp import TimestampSource
 from cdc.timestamp_sql import IDENTITY
 from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import TriggerSource
@@ -89,6 +90,7 @@ def _open_timestamp(settings: CdcSettings) -> Iterator[OpenSource]:
     ):
         check_reachable(client, settings)
         token = source_token(flushing, where)
+        _warn_of_replica(flushing, where)
         for topic, config in (
             (cursor_topic_name(settings.topic_prefix), CURSOR_CONFIG),
             (requests_topic_name(settings.topic_prefix), REQUESTS_CONFIG),
@@ -126,13 +128,17 @@ def polled_options(wanted: str) -> tuple[TableOptions, ...]:
 
 
 def source_token(connection: psycopg.Connection, where: str) -> str:
-    """Return what tells the database from others as far as its role may know; warn of a replica."""
+    """Return what tells the database from others, as far as its role may know."""
     with translated(where):
         row = connection.execute(IDENTITY).fetchone()
-        replica = connection.execute("SELECT pg_is_in_recovery()").fetchone()
-    if replica == (True,):
-        log.warning("replica", source=where, reason="it shows what it has replayed: watermarks are estimates by that")
     return str(row[0]) if row else ""
+
+
+def _warn_of_replica(connection: psycopg.Connection, where: str) -> None:
+    with translated(where):
+        is_replica = connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+    if is_replica:
+        log.warning("replica", source=where, reason="it shows what it has replayed: watermarks are estimates by that")
 
 
 _OPENERS = {"triggers": _open_triggers, "timestamp": _open_timestamp}

@@ -4,28 +4,26 @@ The structs here and their fields are the JSON of `viewkeeper-cdc status --json`
 Times are ISO 8601, sizes bytes, spans seconds; what is not known is null.
 """
 
-from contextlib import closing
 from datetime import datetime
 
 import msgspec
 from confluent_kafka.admin import AdminClient
 
 from cdc.cursor import Cursor, TableCursor
+from cdc.outside import outside
 from cdc.progress import Phase, phase
 from cdc.snapshot_progress import SnapshotProgress, SweepProgress, duration_words, snapshot_progress, sweep_progress
 from cdc.status_source import (
-    STATUS_SESSION,
     AttachedTable,
     OpenTransaction,
     RequestStatus,
     StatusSource,
 )
 from cdc.status_topics import TopicStatus, topic_states
-from cdc.tables import check_source
-from cdc.watching import CursorTail, Leader, LeaderWatch
+from cdc.table_options import Mode
+from cdc.watching import CursorTail, Leader
 from cdc.wire import cursor_topic_name
 from runtime.kafka import admin, check_reachable
-from runtime.postgres import connect, describe, translated
 from runtime.settings import StatusSettings
 
 OLD_WATERMARK_SECONDS = 10.0
@@ -48,7 +46,7 @@ class ChangeLogStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """An attached table.
+    """A table that is attached, or polled: then it has a `mode`, and neither level nor change log.
 
     `columns` are those that may leave the database, null for all; `masks` leave it as a keyed hash. `phase` is waiting,
     reading, sweeping or complete, null until the capture has taken the table up; `snapshot` is there while it is
@@ -58,7 +56,8 @@ class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     table: str
     kind: str
-    level: str
+    level: str | None
+    mode: str | None
     columns: tuple[str, ...] | None
     masks: tuple[str, ...]
     phase: str | None
@@ -67,7 +66,7 @@ class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
     watermark_time: datetime | None
     freshness_seconds: float | None
     uncertain: bool
-    change_log: ChangeLogStatus
+    change_log: ChangeLogStatus | None
     topic: TopicStatus | None
     held_back: tuple[str, ...]
 
@@ -97,21 +96,15 @@ def read_status(settings: StatusSettings) -> Status:
 
     Raises DatabaseUnavailable, BrokerUnavailable or ConfigurationError when one of them cannot be asked.
     """
-    where = describe(settings.source_url)
     client = admin(settings, name="viewkeeper-cdc-status")
-    with closing(connect(settings.source_url, name="viewkeeper-cdc status", settings=STATUS_SESSION)) as connection:
-        with translated(where):
-            check_source(connection, where)
+    with outside(settings, client, name="viewkeeper-cdc status") as capture:
         check_reachable(client, settings)
-        watch = LeaderWatch(connection, settings.cdc_name, where=where)
         with CursorTail(client, settings, settings.cdc_name) as tail:
-            leader = watch.settled()
+            leader = capture.leader.settled()
             cursor = tail.newest()
         # A leader that is alive has compared the tokens, and is past the one that was read here.
-        token_known = None if cursor is None else leader.alive or cursor.token in watch.tokens
-        return _status(
-            settings, StatusSource(connection, settings.cdc_name, where=where), client, leader, cursor, token_known
-        )
+        token_known = None if cursor is None else leader.alive or cursor.token in capture.leader.tokens
+        return _status(settings, capture.status, client, leader, cursor, token_known)
 
 
 def _status(
@@ -152,7 +145,7 @@ def _status(
         token_known=token_known,
         tables=tables,
         cursor_topic=topics.get(cursor_topic),
-        requests=tuple(source.requests()),
+        requests=tuple(source.requests(cursor)),
         oldest_transaction=source.oldest_transaction(),
         needs_a_person=tuple(needs),
     )
@@ -178,6 +171,7 @@ def _table(
         table=table.name,
         kind=table.kind,
         level=table.level,
+        mode=table.mode,
         columns=None if table.columns is None else tuple(table.columns),
         masks=tuple(table.masks),
         phase=phase(entry).name.lower() if entry else None,
@@ -188,14 +182,20 @@ def _table(
         watermark_time=watermark.time if watermark else None,
         freshness_seconds=max((now - watermark.time).total_seconds(), 0.0) if watermark else None,
         uncertain=watermark is not None and watermark.uncertain,
-        change_log=ChangeLogStatus(
-            bytes=table.log_bytes,
-            filling_bytes=table.log_filling_bytes,
-            limit_bytes=table.log_limit_bytes,
-            records_waiting=records_waiting,
-        ),
+        change_log=_change_log(table, records_waiting),
         topic=topic,
         held_back=entry.held_back if entry else (),
+    )
+
+
+def _change_log(table: AttachedTable, records_waiting: int | None) -> ChangeLogStatus | None:
+    if table.log_bytes is None or table.log_filling_bytes is None or table.log_limit_bytes is None:
+        return None
+    return ChangeLogStatus(
+        bytes=table.log_bytes,
+        filling_bytes=table.log_filling_bytes,
+        limit_bytes=table.log_limit_bytes,
+        records_waiting=records_waiting,
     )
 
 
@@ -224,8 +224,10 @@ def _table_needs(table: TableStatus, entry: TableCursor | None) -> list[str]:
         needs.append(f"topic {table.topic.name} has cleanup.policy={table.topic.cleanup_policy}, and is to be compact")
     if table.held_back:
         needs.append(f"{name}: {len(table.held_back)} rows are held back, too large for their topic")
-    if log.filling_bytes > FULL_LOG * log.limit_bytes:
+    if log is not None and log.filling_bytes > FULL_LOG * log.limit_bytes:
         needs.append(f"{name}: its change log is {log.filling_bytes / log.limit_bytes:.0%} full")
-    if table.freshness_seconds is not None and table.freshness_seconds > OLD_WATERMARK_SECONDS:
+    # A table that is read as a whole has a watermark of its newest reading.
+    is_moving = table.mode != Mode.BULK
+    if is_moving and table.freshness_seconds is not None and table.freshness_seconds > OLD_WATERMARK_SECONDS:
         needs.append(f"{name}: its watermark is {duration_words(table.freshness_seconds)} old")
     return needs

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.sql import SQL, Identifier
 
-from cdc.cursor import TableCursor
+from cdc.cursor import Cursor, TableCursor
 from cdc.session import SESSION
 from cdc.statements import PARTS
 from runtime.postgres import ObjectMissing, translated
@@ -75,19 +75,21 @@ class AttachedTable:
 
     `columns` is None where all columns may leave the database. `log_bytes` is both parts with their indexes,
     `log_filling_bytes` the rows of the part that writers fill;
-    `total_rows` the planner's guess of the table's rows, partitions summed, None if it has none.
+    `total_rows` the planner's guess of the table's rows, partitions summed, None if it has none. A table that is polled
+    has a `mode`, and neither level nor change log.
     """
 
     attachment: int
     name: str
     kind: str
-    level: str
+    level: str | None
     columns: list[str] | None
     masks: list[str]
-    log_limit_bytes: int
-    log_bytes: int
-    log_filling_bytes: int
+    log_limit_bytes: int | None
+    log_bytes: int | None
+    log_filling_bytes: int | None
     total_rows: int | None
+    mode: str | None = None
 
 
 class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +149,7 @@ class StatusSource:
             return None
         return row[0] if row else None
 
-    def requests(self) -> Sequence[RequestStatus]:
+    def requests(self, newest: Cursor | None) -> Sequence[RequestStatus]:  # noqa: ARG002 - in Kafka it is needed
         """Return the requests that the capture has not begun, oldest first."""
         with translated(self._where), self._connection.cursor(row_factory=class_row(RequestStatus)) as cursor:
             return cursor.execute(_REQUESTS, self._capture).fetchall()

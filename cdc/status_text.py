@@ -72,14 +72,14 @@ def _transaction_words(transaction: OpenTransaction | None) -> str:
 def _tables(status: Status) -> Table:
     table = _grid("table", "phase", "freshness", "change log", "waiting")
     for one in status.tables:
-        waiting = one.change_log.records_waiting
-        log = f"{_size(one.change_log.bytes)}, {one.change_log.filling_bytes / one.change_log.limit_bytes:.0%} full"
+        log = one.change_log
+        waiting = log.records_waiting if log else None
         freshness = UNKNOWN if one.freshness_seconds is None else duration_words(one.freshness_seconds)
         table.add_row(
             one.table,
             _phase_words(one),
             f"{freshness}, uncertain" if one.uncertain else freshness,
-            log,
+            f"{_size(log.bytes)}, {log.filling_bytes / log.limit_bytes:.0%} full" if log else f"none: {one.mode}",
             UNKNOWN if waiting is None else f"{waiting:,}{' or more' if waiting == MOST_COUNTED else ''}",
         )
     return table

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import msgspec
 import psycopg
 import structlog
 from psycopg.sql import Composed
@@ -19,71 +18,16 @@ from cdc import statements, timestamp_sql
 from cdc.cursor import TableCursor
 from cdc.fingerprints import Seen
 from cdc.kafka_requests import RequestTopic
-from cdc.look_back import LookBack, Order
+from cdc.look_back import Order
+from cdc.polling import Intervals, Polling
 from cdc.rounds import NO_KEYS, Drain, Found, Keys, Mark, Positions, Round
 from cdc.source import Source, arrays
 from cdc.table_options import Mode, TableOptions
 from cdc.tables import CapturedTable, keys_of
-from cdc.timestamp_limits import limits
 from cdc.timestamp_tables import PolledTable, looks, polled_table
 from runtime.postgres import translated
-from runtime.settings import CdcSettings
 
 log = structlog.get_logger()
-
-
-class Position(msgspec.Struct, frozen=True):
-    """How far a table has been read: behind the row that has `after` in the columns `by`, None before all rows.
-
-    Of a table that is read as a whole, `after` is when that began.
-    """
-
-    by: tuple[str, ...]
-    after: Order | None
-
-
-class Intervals(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a source looks back, how often it sweeps (seconds, 0 is never), and how often it reads mode bulk."""
-
-    look_back_seconds: float
-    sweep_seconds: float
-    bulk_seconds: float
-
-    @classmethod
-    def of(cls, settings: CdcSettings) -> "Intervals":
-        """Return those that are set."""
-        return cls(
-            look_back_seconds=settings.cdc_look_back_seconds,
-            sweep_seconds=settings.cdc_sweep_seconds,
-            bulk_seconds=settings.cdc_bulk_seconds,
-        )
-
-
-NOTHING = Intervals(look_back_seconds=0, sweep_seconds=0, bulk_seconds=1)
-"""For a source that only reads rows again."""
-
-
-class _Polling:
-    """What a session knows of one table."""
-
-    def __init__(self, polled: PolledTable, intervals: Intervals) -> None:
-        self.polled = polled
-        self.by = ("bulk",) if polled.mode is Mode.BULK else timestamp_sql.order_columns(polled)
-        self.look_back = LookBack(intervals.look_back_seconds if polled.timestamp else 0)
-        self.swept_at = time.monotonic()
-        self.read_at = float("-inf")
-
-    def position(self, text: str | None) -> Position | None:
-        """Read a position, None if it is one in another order."""
-        try:
-            position = msgspec.json.decode(text or "", type=Position)
-        except msgspec.DecodeError:
-            return None
-        return position if position.by == self.by else None
-
-    def text(self, after: Order | None) -> str:
-        """Return the position behind a row as the cursor has it."""
-        return msgspec.json.encode(Position(self.by, after)).decode()
 
 
 class TimestampSource(Source):
@@ -108,7 +52,7 @@ class TimestampSource(Source):
         self._options = options
         self._intervals = intervals
         self._requests = requests
-        self._pollings: dict[int, _Polling] = {}
+        self._pollings: dict[int, Polling] = {}
         self._published: Mapping[str, TableCursor] = {}
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
@@ -120,8 +64,7 @@ class TimestampSource(Source):
         for polled in tables:
             known = before.get(polled.table.attachment)
             if known is None or known.polled != polled:
-                known = _Polling(polled, self._intervals)
-                log.warning("not_seen", table=str(polled.table.name), mode=polled.mode, limits=limits(polled))
+                known = Polling(polled, self._intervals)
             self._pollings[polled.table.attachment] = known
         return tuple(polled.table for polled in tables), seen
 
@@ -159,6 +102,7 @@ class TimestampSource(Source):
             positions, behind = dict[int, str](), set[int]()
             for table in readable:
                 polling, text = self._pollings[table.attachment], previous.get(table.name)
+                polling.tell()
                 if polling.polled.mode is Mode.BULK:
                     positions[table.attachment] = self._passed(round_, polling, text)
                     behind.add(table.attachment)
@@ -190,7 +134,7 @@ class TimestampSource(Source):
         """Ask the capture for keys by the requests' topic."""
         self._requests.ask_for_keys(table.name, keys)
 
-    def _items(self) -> list[tuple[int, _Polling]]:
+    def _items(self) -> list[tuple[int, Polling]]:
         return list(self._pollings.items())
 
     def _head(self, tables: tuple[CapturedTable, ...]) -> Round:
@@ -208,7 +152,7 @@ class TimestampSource(Source):
             pass_began=None if is_replica else began,
         )
 
-    def _passed(self, round_: Round, polling: _Polling, text: str | None) -> str:
+    def _passed(self, round_: Round, polling: Polling, text: str | None) -> str:
         """Begin with all rows again when the time has come; return the table's position."""
         entry, now = self._published.get(str(polling.polled.table.name)), time.monotonic()
         if text is not None and polling.position(text) is not None:
@@ -220,12 +164,12 @@ class TimestampSource(Source):
         polling.read_at = now
         return polling.text((round_.time.isoformat(),))
 
-    def _newest(self, polling: _Polling) -> Order | None:
+    def _newest(self, polling: Polling) -> Order | None:
         rows = self._order("newest", polling, {"most_rows": 1})
         return rows[0] if rows else None
 
     def _polled(
-        self, round_: Round, polling: _Polling, after: Order | None, most_rows: int
+        self, round_: Round, polling: Polling, after: Order | None, most_rows: int
     ) -> tuple[Order | None, bool]:
         """Add what a table has for this round; return how far it has come, and whether there is more."""
         rows = self._beyond(polling, after, most_rows)
@@ -243,7 +187,7 @@ class TimestampSource(Source):
             round_.found.append(Found(polling.polled.table, len(keys), marks, Keys(len(keys), literals)))
         return rows[-1] if rows else after, is_behind
 
-    def _late(self, polling: _Polling, newest: Order | None, most_rows: int) -> list[Order]:
+    def _late(self, polling: Polling, newest: Order | None, most_rows: int) -> list[Order]:
         look_back, now = polling.look_back, time.monotonic()
         if newest is None or not most_rows or not look_back.is_due(now):
             return []
@@ -254,7 +198,7 @@ class TimestampSource(Source):
             rows = self._beyond(polling, look_back.after, most_rows)
         return look_back.late(rows, is_last=len(rows) < most_rows, now=now)
 
-    def _asked_for(self, polling: _Polling, most_keys: int) -> list[Order]:
+    def _asked_for(self, polling: Polling, most_keys: int) -> list[Order]:
         table = polling.polled.table
         asked = self._requests.take_keys(str(table.name), most_keys)
         if not asked:
@@ -265,7 +209,7 @@ class TimestampSource(Source):
             found = self._connection.execute(sql, arrays(columns)).fetchone()
         return list(zip(*found or (), strict=True))
 
-    def _is_sweep_due(self, polling: _Polling) -> bool:
+    def _is_sweep_due(self, polling: Polling) -> bool:
         entry, now = self._published.get(str(polling.polled.table.name)), time.monotonic()
         seconds = self._intervals.sweep_seconds
         if not seconds or entry is None or not entry.complete or now - polling.swept_at < seconds:
@@ -273,11 +217,11 @@ class TimestampSource(Source):
         polling.swept_at = now
         return True
 
-    def _beyond(self, polling: _Polling, after: Order | None, most_rows: int) -> list[Order]:
+    def _beyond(self, polling: Polling, after: Order | None, most_rows: int) -> list[Order]:
         values = {f"after_{place}": text for place, text in enumerate(after or ())}
         return self._order("beyond" if after is None else "resumed", polling, {**values, "most_rows": most_rows})
 
-    def _order(self, what: str, polling: _Polling, values: Mapping[str, object]) -> list[Order]:
+    def _order(self, what: str, polling: Polling, values: Mapping[str, object]) -> list[Order]:
         polled = polling.polled
         build = _BUILDERS[what]
         sql = self._render((polled, what), lambda: build(polled))

@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 import psycopg
@@ -87,6 +88,21 @@ class Leader(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str | None
     alive: bool
+
+
+class Watch(Protocol):
+    """Looks at who leads a capture, again and again; `tokens` is what the source is known by, as of the last look."""
+
+    tokens: frozenset[str]
+
+    def look(self) -> Leader:
+        """Return who leads as far as the looks so far tell."""
+
+    def settled(self) -> Leader:
+        """Look until it is known whether a leader is alive."""
+
+    def is_settled(self, leader: Leader) -> bool:
+        """Return whether further looks could not show yet that a leader who looked dead is alive."""
 
 
 class LeaderWatch:

@@ -15,11 +15,20 @@ LOOK_SECONDS = 0.05
 class Watermarks:
     """Follows one table's part of the cursor, as long as it is the table's that was seen with fingerprint `shape`."""
 
-    def __init__(self, tail: CursorTail, table: CapturedTable, shape: str, *, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        tail: CursorTail,
+        table: CapturedTable,
+        shape: str,
+        *,
+        wait_seconds: float,
+        takes_estimates: bool = False,
+    ) -> None:
         self._tail = tail
         self._table = table
         self._shape = shape
         self._wait_seconds = wait_seconds
+        self._takes_estimates = takes_estimates
 
     def first(self) -> TableCursor:
         """Return the table's part of the newest cursor; raise CaptureError if it has no watermark."""
@@ -45,7 +54,8 @@ class Watermarks:
             entry = self._newest()
             watermark = entry.watermark if entry else None
             # An uncertain time is one that the source's clock went back behind: more may have been committed by it.
-            if entry and watermark and watermark.time >= time_of_source and not watermark.uncertain:
+            is_certain = watermark is not None and (self._takes_estimates or not watermark.uncertain)
+            if entry and watermark and watermark.time >= time_of_source and is_certain:
                 return entry, watermark
             if time.monotonic() > deadline:
                 raise CaptureError(self._late(entry, time_of_source))

@@ -1,0 +1,78 @@
+"""What the timestamp source knows of one table that it polls, and how a position in it is written."""
+
+import time
+
+import msgspec
+import structlog
+
+from cdc import timestamp_sql
+from cdc.look_back import LookBack, Order
+from cdc.table_options import Mode
+from cdc.timestamp_limits import limits
+from cdc.timestamp_tables import PolledTable
+from runtime.settings import CdcSettings
+
+log = structlog.get_logger()
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a table has been read: behind the row that has `after` in the columns `by`, None before all rows.
+
+    Of a table that is read as a whole, `after` is when that began.
+    """
+
+    by: tuple[str, ...]
+    after: Order | None
+
+
+class Intervals(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a source looks back, how often it sweeps (seconds, 0 is never), and how often it reads mode bulk."""
+
+    look_back_seconds: float
+    sweep_seconds: float
+    bulk_seconds: float
+
+    @classmethod
+    def of(cls, settings: CdcSettings) -> "Intervals":
+        """Return those that are set."""
+        return cls(
+            look_back_seconds=settings.cdc_look_back_seconds,
+            sweep_seconds=settings.cdc_sweep_seconds,
+            bulk_seconds=settings.cdc_bulk_seconds,
+        )
+
+
+NOTHING = Intervals(look_back_seconds=0, sweep_seconds=0, bulk_seconds=1)
+"""For a source that only reads rows again."""
+
+
+class Polling:
+    """What a session knows of one table."""
+
+    def __init__(self, polled: PolledTable, intervals: Intervals) -> None:
+        self.polled = polled
+        self.by = ("bulk",) if polled.mode is Mode.BULK else timestamp_sql.order_columns(polled)
+        self.look_back = LookBack(intervals.look_back_seconds if polled.timestamp else 0)
+        self.swept_at = time.monotonic()
+        self.read_at = float("-inf")
+        self._is_told = False
+
+    def tell(self) -> None:
+        """Say once what is not seen of the table."""
+        if not self._is_told:
+            log.warning(
+                "not_seen", table=str(self.polled.table.name), mode=self.polled.mode, limits=limits(self.polled)
+            )
+        self._is_told = True
+
+    def position(self, text: str | None) -> Position | None:
+        """Read a position, None if it is one in another order."""
+        try:
+            position = msgspec.json.decode(text or "", type=Position)
+        except msgspec.DecodeError:
+            return None
+        return position if position.by == self.by else None
+
+    def text(self, after: Order | None) -> str:
+        """Return the position behind a row as the cursor has it."""
+        return msgspec.json.encode(Position(self.by, after)).decode()
