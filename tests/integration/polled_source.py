@@ -29,6 +29,11 @@ class PolledSource(Source):
         self._file.write_text("\n".join(sections))
         return {"VIEWKEEPER_CDC_SOURCE": "timestamp", "VIEWKEEPER_CDC_TABLES": str(self._file)}
 
+    def url_of(self, user: str, password: str) -> str:
+        """Return the database's URL for another user."""
+        info = self.connection.info
+        return f"postgresql://{user}:{password}@{info.host}:{info.port}/{info.dbname}"
+
     def rows(self, table: str) -> Mapping[str, dict[str, Any]]:
         """Return a topic's living rows, by the value of their key."""
         return {key.split(":", 1)[1].rstrip("}"): row for key, row in self.topic(table).rows().items()}

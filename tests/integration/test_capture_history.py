@@ -1,6 +1,5 @@
 """C7: a source that was restored, copied or promoted, and a Kafka that was set back: never taken for what they were."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,8 @@ from psycopg.sql import SQL, Identifier
 from compose.local.kafka import KafkaBroker
 from compose.local.postgres import PostgresServer
 from compose.local.postgres import postgres as run_postgres
-from compose.local.unprivileged import needed_unprivileged
 from tests.daemons import ROOT, Daemons
+from tests.standby import back_up, wait_replayed
 from tests.torture_source import CAPTURE, CapturedSource
 from tests.waiting import wait_until
 
@@ -139,13 +138,13 @@ def test_a_standby_is_refused_and_when_promoted_taken_for_the_primary_if_it_lost
     with run_postgres(primary_dir, binaries=postgres_binaries) as primary:
         source = _migrated(CapturedSource(primary.url(), kafka.bootstrap_servers, topic_prefix))
         _publish(source, daemon, "UPDATE counted SET version = 1 WHERE id = 1")
-        _back_up(postgres_binaries, primary, late_dir)
-        _back_up(postgres_binaries, primary, standby_dir)
+        back_up(postgres_binaries, primary, late_dir)
+        back_up(postgres_binaries, primary, standby_dir)
         with run_postgres(standby_dir, binaries=postgres_binaries) as standby:
             replica = CapturedSource(standby.url(), kafka.bootstrap_servers, topic_prefix)
             _publish(source, daemon, "UPDATE counted SET version = 2 WHERE id = 2", "DELETE FROM counted WHERE id = 3")
             source.run("INSERT INTO counted VALUES (101, 3)")
-            _wait_replayed(source, replica)
+            wait_replayed(source.url, replica.url)
             _assert_refused(replica, daemon, "is a standby")
             replica.run("SELECT pg_promote()")
             replica.run("UPDATE counted SET version = 4 WHERE id = 4")
@@ -166,26 +165,3 @@ def _migrated(source: CapturedSource) -> CapturedSource:
         environment.setenv("VIEWKEEPER_SOURCE_URL", source.url)
         command.upgrade(Config(ROOT / "alembic.ini", ini_section="source"), "head")
     return _counted(source)
-
-
-def _back_up(binaries: Path, primary: PostgresServer, folder: Path) -> None:
-    """Make a standby's folder by pg_basebackup, as the user that runs the servers."""
-    unprivileged = needed_unprivileged()
-    data_dir = folder / "data"
-    data_dir.mkdir(mode=0o700)
-    if unprivileged:
-        unprivileged.own(data_dir)
-    words = [str(binaries / "pg_basebackup"), "-D", str(data_dir), "-d", primary.url(), "-R", "--checkpoint=fast"]
-    subprocess.run([*(unprivileged.prefix if unprivileged else ()), *words], check=True)
-
-
-def _wait_replayed(source: CapturedSource, replica: CapturedSource) -> None:
-    with psycopg.connect(source.url) as session:
-        row = session.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
-    assert row is not None
-
-    def replayed() -> bool:
-        with psycopg.connect(replica.url) as session:
-            return session.execute("SELECT pg_last_wal_replay_lsn() >= %s", (row[0],)).fetchone() == (True,)
-
-    wait_until(replayed, what="the standby to have replayed")

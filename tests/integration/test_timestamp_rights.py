@@ -1,0 +1,176 @@
+"""The timestamp source where nothing may be written: a role with SELECT alone, a replica, and a lease in Kafka."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compose.local.kafka import KafkaBroker
+from compose.local.postgres import PostgresServer
+from compose.local.postgres import postgres as run_postgres
+from tests.daemons import Daemons
+from tests.integration.polled_source import BOTH, TIMESTAMP, PolledSource
+from tests.standby import back_up, wait_replayed
+from tests.waiting import wait_until
+
+TAKE_OVER_SECONDS = 10.0
+KEYED = f'{TIMESTAMP}\nkey = ["id"]'
+
+
+@pytest.fixture
+def reader(polled: PolledSource) -> Iterator[dict[str, str]]:
+    """Give the settings of a role that may log in and nothing else."""
+    role = f"reader_{polled.prefix}"
+    polled.run(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    yield {"VIEWKEEPER_SOURCE_URL": polled.url_of(role, "secret")}
+    polled.run(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def test_a_role_with_select_alone_will_do(polled: PolledSource, daemon: Daemons, reader: dict[str, str]) -> None:
+    settings = {**polled.tables(items=BOTH), **reader}
+    refused = daemon("cdc", "run", settings=settings)
+    assert refused.wait() == 2
+    assert "permission denied for table items" in refused.log_text()
+    polled.run(f"GRANT SELECT ON items TO reader_{polled.prefix}")
+    capture = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    polled.run("UPDATE items SET text = 'second', updated_at = now() WHERE id = 1")
+    polled.wait_text("items", 1, "second")
+    for command in (("status", "--json"), ("snapshot", "items", "--wait"), ("reconcile", "items")):
+        done = daemon("cdc", *command, settings=settings)
+        assert done.wait(60) == 0, done.log_text()
+    assert capture.terminate() == 0
+
+
+def test_w6_a_role_that_may_read_a_view_alone_captures_that(
+    polled: PolledSource, daemon: Daemons, reader: dict[str, str]
+) -> None:
+    polled.run(
+        "CREATE VIEW shown AS SELECT id, md5(text) AS text, updated_at FROM items",
+        f"GRANT SELECT ON shown TO reader_{polled.prefix}",
+    )
+    daemon("cdc", "run", settings={**polled.tables(shown=KEYED), **reader})
+    polled.wait_published("shown")
+    polled.run("UPDATE items SET text = 'second', updated_at = now() WHERE id = 1")
+    polled.wait_text("shown", 1, str(polled.value("SELECT md5('second')")))
+
+
+def test_status_tells_leader_mode_and_requests(polled: PolledSource, daemon: Daemons) -> None:
+    settings = polled.tables(items=TIMESTAMP)
+    capture = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    shown = daemon("cdc", "status", "--json", settings=settings)
+    assert shown.wait() == 0, shown.log_text()
+    status = json.loads(shown.log_text())
+    assert (status["source"], status["leader"]["alive"], status["token_known"]) == ("timestamp", True, True)
+    table = status["tables"][0]
+    assert (table["mode"], table["change_log"], table["phase"]) == ("timestamp", None, "complete")
+    assert capture.terminate() == 0
+    assert daemon("cdc", "snapshot", "items", settings=settings).wait() == 0
+    idle = daemon("cdc", "status", "--json", settings=settings)
+    assert idle.wait() == 1
+    status = json.loads(idle.log_text())
+    assert (status["leader"]["name"], [one["table"] for one in status["requests"]]) == (None, ["public.items"])
+
+
+def test_a_standby_takes_over_within_ten_seconds(polled: PolledSource, daemon: Daemons) -> None:
+    settings = polled.tables(items=BOTH)
+    first = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    second = daemon("cdc", "run", settings=settings)
+    second.wait_logged("standby")
+    assert not second.logged("leading")
+    first.kill()
+    killed_at = time.monotonic()
+    second.wait_logged("leading")
+    assert time.monotonic() - killed_at < TAKE_OVER_SECONDS
+    polled.run("UPDATE items SET text = 'second', updated_at = now() WHERE id = 1")
+    polled.wait_text("items", 1, "second")
+
+
+def test_a_leader_that_wakes_up_late_publishes_nothing(polled: PolledSource, daemon: Daemons) -> None:
+    settings = polled.tables(items=BOTH)
+    first = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    second = daemon("cdc", "run", settings=settings)
+    second.wait_logged("standby")
+    first.signal(signal.SIGSTOP)
+    second.wait_logged("leading")
+    polled.run("UPDATE items SET text = 'second', updated_at = now() WHERE id = 1")
+    polled.wait_text("items", 1, "second")
+    first.signal(signal.SIGCONT)
+    wait_until(lambda: len(first.logged("retrying")) + len(first.logged("standby")) > 0, what="the first one to notice")
+    polled.wait_published("items")
+    polled.assert_topic_equals_table("items", "id")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("", "needs its mode"),
+        ('mode = "timestamp"', "mode timestamp needs option timestamp"),
+        (f'{TIMESTAMP}\nincrementing = "id"', "mode timestamp has no use for option incrementing"),
+        (f'{TIMESTAMP}\nmasks = ["text"]', "capture a view of yours that masks"),
+        (f'{TIMESTAMP}\ncolumns = ["text"]', "key column id is missing in its columns"),
+        (f'{TIMESTAMP}\nkey = ["text"]', "its key (text) is not unique"),
+        ('mode = "timestamp"\ntimestamp = ["text"]', "timestamp columns are all of type"),
+        ('mode = "incrementing"\nincrementing = "updated_at"', "accepted are smallint, integer, bigint"),
+        ('mode = "timestamp"\ntimestamp = ["changed"]', "has no column changed; it has id, text, updated_at"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    polled: PolledSource, daemon: Daemons, options: str, complaint: str
+) -> None:
+    refused = daemon("cdc", "run", settings=polled.tables(items=options))
+    assert refused.wait(30) == 2
+    assert complaint in refused.log_text()
+
+
+def test_nothing_is_attached_and_tables_have_to_be_named(polled: PolledSource, daemon: Daemons) -> None:
+    settings = {**polled.tables(items=BOTH), "VIEWKEEPER_CDC_TABLES": ""}
+    refused = daemon("cdc", "run", settings=settings)
+    assert refused.wait() == 2
+    assert "VIEWKEEPER_CDC_TABLES is missing" in refused.log_text()
+    attach = daemon("cdc", "attach", "items", settings=settings)
+    assert attach.wait() == 2
+    assert "tables are named in VIEWKEEPER_CDC_TABLES" in attach.log_text()
+
+
+@pytest.mark.newest_postgres
+def test_a_replica_is_polled(
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres_binaries: Path,
+    kafka: KafkaBroker,
+    topic_prefix: str,
+    daemon: Daemons,
+) -> None:
+    primary_dir, standby_dir, folder = (tmp_path_factory.mktemp(name) for name in ("primary", "standby", "file"))
+    with run_postgres(primary_dir, binaries=postgres_binaries) as primary:
+        source = PolledSource(primary.url(), kafka, topic_prefix, folder)
+        source.run(
+            "CREATE TABLE items (id bigint PRIMARY KEY, text text, updated_at timestamptz)",
+            "INSERT INTO items SELECT i, 'first', now() FROM generate_series(1, 10) i",
+        )
+        back_up(postgres_binaries, primary, standby_dir)
+        with run_postgres(standby_dir, binaries=postgres_binaries) as standby:
+            wait_replayed(primary.url(), standby.url())
+            _poll(source, standby, daemon)
+        source.connection.close()
+
+
+def _poll(source: PolledSource, standby: PostgresServer, daemon: Daemons) -> None:
+    settings = {**source.tables(items=TIMESTAMP), "VIEWKEEPER_SOURCE_URL": standby.url()}
+    often = {"VIEWKEEPER_CDC_SWEEP_SECONDS": "1", "VIEWKEEPER_CDC_CHUNK_ROWS": "4"}
+    capture = daemon("cdc", "run", settings={**settings, **often})
+    capture.wait_logged("replica")
+    source.wait_published("items")
+    source.run("UPDATE items SET text = 'second', updated_at = now() WHERE id = 1", "DELETE FROM items WHERE id = 2")
+    source.wait_text("items", 1, "second")
+    source.wait_keys("items", 1, *range(3, 11))
+    marks = [entry.watermark for cursor in source.cursors() if (entry := cursor.tables.get("public.items"))]
+    assert all(mark.uncertain for mark in marks if mark)
+    assert any(marks)
+    assert capture.terminate() == 0
