@@ -7,7 +7,9 @@ from psycopg import errors as pg
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from cdc.rights import complaint, missing_rights
+from cdc.slots import drop_unused_slot, make_slot
 from cdc.table_options import Level
+from cdc.tables import SourceKind
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.postgres import LockNotAvailable, translated
@@ -25,6 +27,10 @@ _ATTACH = """
 SELECT cdc.attach(%(capture)s, %(table)s::oid::regclass, %(level)s, %(key)s::name[], %(columns)s::name[],
                   %(masks)s::name[])
 """
+_ATTACH_PUBLISHED = """
+SELECT cdc.attach_published(%(capture)s, %(table)s::oid::regclass, %(key)s::name[], %(columns)s::name[],
+                            %(masks)s::name[])
+"""
 _DETACH = "SELECT cdc.detach(%(capture)s, %(schema)s, %(name)s)"
 
 
@@ -34,6 +40,7 @@ def attach(
     table: TableName,
     *,
     where: str,
+    source: SourceKind = SourceKind.TRIGGERS,
     level: Level | None = None,
     key: Columns | None = None,
     columns: Columns | None = None,
@@ -50,9 +57,17 @@ def attach(
         if found is None:
             raise ConfigurationError(f"{where}: there is no table {table}")
         by_view = columns is not None or masks is not None
-        missing = missing_rights(connection, found[0], str(table), row_level=level is Level.ROW, by_view=by_view)
+        missing = missing_rights(
+            connection, found[0], str(table), source=source, row_level=level is Level.ROW, by_view=by_view
+        )
     if missing:
         raise ConfigurationError(complaint(where, str(table), missing))
+    if source is SourceKind.WAL:
+        if level is not None:
+            raise ConfigurationError(
+                f"{table}: a level is that of triggers, and VIEWKEEPER_CDC_SOURCE is wal: leave it out"
+            )
+        make_slot(connection, capture, where=where)
     lists = {"key": key, "columns": columns, "masks": masks}
     values = {
         "capture": capture,
@@ -61,15 +76,30 @@ def attach(
         **{name: names and list(names) for name, names in lists.items()},
     }
     try:
-        return _patiently(lambda: _call(connection, _ATTACH, values, where))
+        statement = _ATTACH if source is SourceKind.TRIGGERS else _ATTACH_PUBLISHED
+        return _patiently(lambda: _call(connection, statement, values, where))
     except pg.ObjectNotInPrerequisiteState as error:
         raise ConfigurationError(f"{where}: {error.diag.message_primary}") from error
 
 
 def detach(connection: psycopg.Connection, capture: str, table: TableName, *, where: str) -> bool:
-    """Detach a table and drop its change log; return False if it was not attached. The topic stays as it is."""
+    """Detach a table and drop what was made for it; return False if it was not attached. The topic stays as it is.
+
+    With the last table that is read from the WAL, slot and publication go.
+    """
     values = {"capture": capture, "schema": table.schema, "name": table.name}
-    return _patiently(lambda: _call(connection, _DETACH, values, where))
+    known = _patiently(lambda: _call(connection, _DETACH, values, where))
+    _patiently(lambda: _without_slot(connection, capture, where))
+    return known
+
+
+def _without_slot(connection: psycopg.Connection, capture: str, where: str) -> bool:
+    if not drop_unused_slot(connection, capture, where=where):
+        raise LockNotAvailable(
+            f"{where}: no table of capture {capture} is left, and its replication slot is still read from: stop what "
+            "reads it, see pg_replication_slots, and run this again to drop the slot"
+        )
+    return True
 
 
 def _patiently(call: Callable[[], bool]) -> bool:

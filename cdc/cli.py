@@ -22,7 +22,7 @@ from cdc.snapshot_screen import show
 from cdc.status import read_status
 from cdc.status_text import status_text
 from cdc.table_options import Level, TableOptions, table_options
-from cdc.tables import check_source
+from cdc.tables import SourceKind, check_source
 from cdc.watching import CursorTail
 from cdc.wire import TableName
 from runtime.cli import print_json, run_command, settings_epilog, start
@@ -83,6 +83,7 @@ def attach_tables(
                 settings.cdc_name,
                 table.name,
                 where=where,
+                source=SourceKind(settings.cdc_source),
                 level=table.level,
                 key=table.key,
                 columns=table.columns,

@@ -8,8 +8,8 @@ from cdc.tables import CapturedTable
 
 FINGERPRINTS_SQL = """
 WITH RECURSIVE wanted AS (
-    SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(rows_oids)s::oid[], %(levels)s::text[])
-        AS w (attachment, root, rows, level)
+    SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(rows_oids)s::oid[], %(sources)s::text[],
+                         %(levels)s::text[]) AS w (attachment, root, rows, source, level)
 ), tree AS (
     SELECT attachment, root AS oid FROM wanted
     UNION ALL
@@ -65,9 +65,16 @@ WITH RECURSIVE wanted AS (
 SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text, r.triggers,
            -- Another view of the columns that may leave, or another key of their masks.
            (SELECT concat_ws(' ', v.xmin, current_setting('viewkeeper.mask_outer', true))
-            FROM pg_catalog.pg_rewrite v WHERE v.ev_class = w.rows AND w.rows <> w.root))), md5(r.files),
+            FROM pg_catalog.pg_rewrite v WHERE v.ev_class = w.rows AND w.rows <> w.root),
+           -- A table that was taken out of its publication and added again has other ones.
+           CASE WHEN w.source = 'wal' THEN (
+               SELECT concat_ws(' ', p.xmin, pr.xmin)
+               FROM cdc.captured_table t JOIN pg_catalog.pg_publication p ON p.pubname = cdc.publication_name(t.capture)
+               LEFT JOIN pg_catalog.pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = w.root
+               WHERE t.id = w.attachment) END)), md5(r.files),
        CASE WHEN NOT r.permanent
             THEN 'is unlogged now: a crash would empty it without a trace; ALTER TABLE … SET LOGGED brings it back'
+            WHEN w.source = 'wal' THEN cdc.publication_trouble(w.attachment)
             WHEN r.subscribed AND w.level = 'statement'
             THEN 'gets rows by a subscription, which fire no statement-level trigger; detach it, attach it --level row'
             -- Insert, update, delete and truncate, on each partition, too.
@@ -103,5 +110,6 @@ def parameters(tables: Sequence[CapturedTable]) -> dict[str, object]:
         "attachments": [table.attachment for table in tables],
         "oids": [table.oid for table in tables],
         "rows_oids": [table.rows_oid for table in tables],
+        "sources": [table.source for table in tables],
         "levels": [table.level for table in tables],
     }

@@ -7,7 +7,7 @@ import psycopg
 
 from cdc.cursor import Cursor, TableCursor
 from cdc.pruning import SWITCH_BYTES, prune
-from cdc.tables import CapturedTable
+from cdc.tables import CapturedTable, SourceKind
 from runtime.postgres import translated
 
 KEEP_SECONDS = 2.0
@@ -52,7 +52,7 @@ class Housekeeping:
             with translated(self._where):
                 values = {"attachment": table.attachment, "request": entry.request}
                 self._connection.execute(_BEGUN, values)
-        if entry.position is not None:
+        if entry.position is not None and table.source is SourceKind.TRIGGERS:
             prune(
                 self._connection,
                 table,

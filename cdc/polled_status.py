@@ -86,6 +86,7 @@ class PolledStatusSource(StatusSource):
             attachment=polled.table.attachment,
             name=str(polled.table.name),
             kind=polled.table.kind,
+            source=polled.table.source,
             level=None,
             columns=list(options.columns) if options.columns else None,
             masks=[],

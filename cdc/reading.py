@@ -174,6 +174,7 @@ class Reader:
                 self._entries[name] = self._moved(round_, before[name], table, seen[number], found.get(number), pages)
         self._emitted_at = began
         if len(known) < len(round_.tables):
+            self._source.sat_out(round_, [table for table in round_.tables if table not in known])
             self._looked_at = self._emitted_at = float("-inf")
         current = {str(table.name) for table in known if table.attachment not in round_.behind} - self._paging.draining
         return Unit(

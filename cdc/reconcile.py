@@ -21,12 +21,11 @@ from cdc.records import RecordReader
 from cdc.session import SESSION
 from cdc.source import Source
 from cdc.source_rows import SourceRows
-from cdc.sources import polled_options
+from cdc.sources import polled_options, source_over
 from cdc.status_source import StatusSource
 from cdc.tables import CapturedTable, selected
 from cdc.timestamp import TimestampSource
 from cdc.topics import end_offsets, topic_identities
-from cdc.triggers import TriggerSource
 from cdc.watching import CursorTail, Watch
 from cdc.watermarks import Watermarks
 from cdc.wire import TableName
@@ -110,8 +109,8 @@ def _reading(settings: StatusSettings, client: AdminClient) -> Iterator[Source]:
     where = describe(settings.source_url)
     session = SESSION | mask_session(settings.cdc_mask_key)
     with closing(connect(settings.source_url, name=_NAME, settings=session)) as connection:
-        if settings.cdc_source == "triggers":
-            yield TriggerSource(connection, settings.cdc_name, where=where)
+        if settings.cdc_source != "timestamp":
+            yield source_over(settings, connection, where=where)
             return
         with closing(RequestTopic(settings, client, settings.cdc_name)) as requests:
             yield TimestampSource(

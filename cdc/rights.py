@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import psycopg
 
+from cdc.tables import SourceKind
+
 # The catalog alone: functions of schema cdc cannot be called before USAGE on it is there. Whoever owns
 # cdc.captured_table reads the rows; triggers of the row level log as the table's owner.
 _MISSING = """
@@ -17,7 +19,9 @@ WITH target AS (
     WHERE n.nspname = 'cdc'
 ), wanted AS (
     SELECT 1 AS place, pg_has_role(r.relowner, 'USAGE') AS given,
-           format('ownership of %%I.%%I (triggers that fire always want the owner)', n.nspname, r.relname) AS what
+           format('ownership of %%I.%%I (%%s)', n.nspname, r.relname, CASE %(source)s::text
+                  WHEN 'wal' THEN 'a publication takes tables of one''s own'
+                  ELSE 'triggers that fire always want the owner' END) AS what
     FROM target t
     CROSS JOIN LATERAL (SELECT t.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(t.oid) p) AS tree
     JOIN pg_catalog.pg_class r ON r.oid = tree.oid
@@ -45,24 +49,36 @@ WITH target AS (
     FROM target t, ours o
     WHERE %(row_level)s AND t.relkind <> 'v' AND t.relowner <> current_user::regrole
       AND NOT (SELECT u.rolsuper FROM pg_catalog.pg_roles u WHERE u.rolname = current_user)
+    UNION ALL
+    SELECT 8, has_database_privilege(current_database(), 'CREATE'),
+           format('CREATE on database %%I, for a publication', current_database()) WHERE %(source)s::text = 'wal'
+    UNION ALL
+    SELECT 9, u.rolreplication OR u.rolsuper, 'the attribute REPLICATION, for a replication slot'
+    FROM pg_catalog.pg_roles u WHERE u.rolname = current_user AND %(source)s::text = 'wal'
 )
 SELECT w.what FROM wanted w WHERE NOT w.given ORDER BY w.place, w.what
 """
 
 _WITHOUT = (
-    "sources that do without: `timestamp` needs SELECT alone, `wal` a publication; both come with a later version, "
-    "so for now somebody who has these rights attaches the table"
+    "somebody who has these rights attaches the table; VIEWKEEPER_CDC_SOURCE=wal makes no triggers, and wants "
+    "REPLICATION and CREATE on the database instead; `timestamp`, which needs SELECT alone, comes with a later version"
 )
 
 
 def missing_rights(
-    connection: psycopg.Connection, table_oid: int, name: str, *, row_level: bool, by_view: bool
+    connection: psycopg.Connection,
+    table_oid: int,
+    name: str,
+    *,
+    source: SourceKind = SourceKind.TRIGGERS,
+    row_level: bool,
+    by_view: bool,
 ) -> list[str]:
     """Return what the session's role lacks for attaching a table, each in words; empty if nothing is missing.
 
     `by_view` says that the rows are read from a view of ours, which the role that captures is granted.
     """
-    values = {"table": table_oid, "name": name, "row_level": row_level, "by_view": by_view}
+    values = {"table": table_oid, "name": name, "source": source, "row_level": row_level, "by_view": by_view}
     rows = connection.execute(_MISSING, values)
     return [what for (what,) in rows]
 

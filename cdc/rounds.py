@@ -1,5 +1,6 @@
-"""What a poll of the change logs finds, and the keys of one that is too large for a page."""
+"""What a poll of the source finds, and the keys of one that is too large for a page."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,7 +38,7 @@ NO_KEYS = Keys(0, ())
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a round found in one table's change log."""
+    """What a round found of one table."""
 
     table: CapturedTable
     records: int
@@ -83,21 +84,40 @@ class Round:
         return int(self.time.timestamp() * 1000)
 
 
-class Drain:
+class Drain(ABC):
     """The keys of a round that is too large for one page; they outlive the transaction that found them.
 
     `position` is the round's: with the last page everything up to it has been read.
     """
 
-    def __init__(self, found: Found, position: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
+    def __init__(self, found: Found, position: str) -> None:
         self.found = found
         self.position = position
+
+    @abstractmethod
+    def peek(self) -> Keys | None:
+        """Return the next page of keys, the same until `advance`; None after the last."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Go on to the page after the one that `peek` gave."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is kept; a page that was not advanced over is found again by the next round."""
+
+
+class CursorDrain(Drain):
+    """Keys in a cursor of the session, a page a row."""
+
+    def __init__(self, found: Found, position: str, cursor: psycopg.ServerCursor, *, where: str) -> None:
+        super().__init__(found, position)
         self._cursor = cursor
         self._where = where
         self._next: Keys | None = None
 
     def peek(self) -> Keys | None:
-        """Return the next page of keys, the same until `advance`; None after the last."""
+        """Return the next page, fetched once."""
         if self._next is None:
             with translated(self._where):
                 row = self._cursor.fetchone()
@@ -105,7 +125,7 @@ class Drain:
         return self._next
 
     def advance(self) -> None:
-        """Go on to the page after the one that `peek` gave."""
+        """Forget the page."""
         self._next = None
 
     def close(self) -> None:

@@ -27,6 +27,8 @@ _AT_ONCE_ROWS = 64
 # So many more rows than a page holds may be in memory, should they become wide of a sudden.
 _PIECE_ROWS = 100
 
+_REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
+
 
 class Source(ABC):
     """Reads captured tables over one connection, in transactions that each last for a round or a page."""
@@ -50,9 +52,10 @@ class Source(ABC):
         Raises CaptureError if a table or its key is not as it was.
         """
 
-    @abstractmethod
     def requests(self) -> dict[int, int]:
         """Return the newest request for a snapshot of each attachment that has one."""
+        with translated(self._where):
+            return dict(self._connection.execute(_REQUESTS, {"capture": self._capture}).fetchall())
 
     @abstractmethod
     def out_of_reach(self, positions: Mapping[int, str]) -> Mapping[int, str]:
@@ -60,6 +63,9 @@ class Source(ABC):
 
     def committed(self, published: Mapping[str, TableCursor]) -> None:  # noqa: B027 - most have nothing to do
         """Take note of what the cursor says that Kafka has committed: what lies before it is needed no more."""
+
+    def sat_out(self, round_: Round, tables: Sequence[CapturedTable]) -> None:  # noqa: B027 - most have nothing to do
+        """Take note that what a round found of these tables was not read: the next one has to find it again."""
 
     @abstractmethod
     def arm(self, table: CapturedTable) -> bool:
@@ -97,6 +103,9 @@ class Source(ABC):
     @abstractmethod
     def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Have whoever captures the table read and publish `keys` from the topic, as if they had changed now."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """Close what is open beside the connection."""
 
     @abstractmethod
     def _head(self, tables: tuple[CapturedTable, ...]) -> Round:

@@ -18,20 +18,22 @@ from cdc.session import SESSION
 from cdc.source import Source
 from cdc.statements import PARTS
 from cdc.table_options import TableOptions, table_options
-from cdc.tables import CapturedTable, check_source
+from cdc.tables import CapturedTable, SourceKind, check_source
 from cdc.timestamp import TimestampSource
 from cdc.timestamp_sql import IDENTITY
 from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import TriggerSource
+from cdc.wal import WalSource
 from cdc.wire import cursor_topic_name, requests_topic_name
 from runtime.errors import ConfigurationError
 from runtime.kafka import admin, check_reachable
 from runtime.postgres import connect, describe, translated
-from runtime.settings import CdcSettings
+from runtime.settings import CaptureSettings, CdcSettings
 
 log = structlog.get_logger()
 
 MEBIBYTE = 1024 * 1024
+PAGE_KEYS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def open_source(settings: CdcSettings) -> Iterator[OpenSource]:
 
 
 @contextmanager
-def _open_triggers(settings: CdcSettings) -> Iterator[OpenSource]:
+def _open_attached(settings: CdcSettings) -> Iterator[OpenSource]:
     where = describe(settings.source_url)
     name = f"viewkeeper-cdc {settings.cdc_name}"
     session = SESSION | mask_session(settings.cdc_mask_key)
@@ -68,12 +70,15 @@ def _open_triggers(settings: CdcSettings) -> Iterator[OpenSource]:
         with translated(where):
             check_source(marking, where)
         part_limit_bytes = settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS)
-        yield OpenSource(
-            source=TriggerSource(reading, settings.cdc_name, where=where),
-            lease=RowLease(marking, settings.cdc_name, where=where, lease_seconds=settings.cdc_lease_seconds),
-            reading=reading,
-            keep=Housekeeping(tidying, where=where, part_limit_bytes=part_limit_bytes).keep,
-        )
+        remake = settings.cdc_on_lost_slot == "snapshot"
+        read = source_over(settings, reading, where=where, page_keys=settings.cdc_chunk_rows, remake=remake)
+        with closing(read) as source:
+            yield OpenSource(
+                source=source,
+                lease=RowLease(marking, settings.cdc_name, where=where, lease_seconds=settings.cdc_lease_seconds),
+                reading=reading,
+                keep=Housekeeping(tidying, where=where, part_limit_bytes=part_limit_bytes).keep,
+            )
 
 
 @contextmanager
@@ -141,4 +146,23 @@ def _warn_of_replica(connection: psycopg.Connection, where: str) -> None:
         log.warning("replica", source=where, reason="it shows what it has replayed: watermarks are estimates by that")
 
 
-_OPENERS = {"triggers": _open_triggers, "timestamp": _open_timestamp}
+def source_over(
+    settings: CaptureSettings,
+    reading: psycopg.Connection,
+    *,
+    where: str,
+    page_keys: int = PAGE_KEYS,
+    remake: bool = False,
+) -> Source:
+    """Return the source that `VIEWKEEPER_CDC_SOURCE` asks for, over a connection; it opens others when it needs them.
+
+    `page_keys` and `remake` are those of a WalSource.
+    """
+    if SourceKind(settings.cdc_source) is SourceKind.TRIGGERS:
+        return TriggerSource(reading, settings.cdc_name, where=where)
+    return WalSource(
+        reading, settings.cdc_name, url=settings.source_url, where=where, page_keys=page_keys, remake=remake
+    )
+
+
+_OPENERS = {"triggers": _open_attached, "wal": _open_attached, "timestamp": _open_timestamp}

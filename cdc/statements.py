@@ -175,6 +175,21 @@ def key_texts(table: CapturedTable) -> Composed:
     )
 
 
+def emit_keys(table: CapturedTable) -> Composed:
+    """Write the keys from the topic in parameters `k1`, … into the WAL as changed, under the `prefix`."""
+    texts = [SQL("{}::text").format(key) for key in _changed(table)]
+    return SQL("""
+        SELECT pg_catalog.pg_logical_emit_message(true, %(prefix)s::text, pg_catalog.json_build_array(
+            {attachment}::integer, pg_catalog.json_agg(pg_catalog.json_build_array({texts})))::text)
+        FROM {changed} AS changed WHERE ({keys}) IS NOT NULL HAVING count(*) > 0
+    """).format(
+        attachment=Literal(table.attachment),
+        texts=SQL(", ").join(texts),
+        changed=_listed(table, lambda _column: "text", _from_json),
+        keys=SQL(", ").join(_changed(table)),
+    )
+
+
 def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
     """Select key and row, as JSON text, of the first `most_rows` rows after the key `after_1`, … (if resumed).
 

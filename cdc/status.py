@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 from cdc.cursor import Cursor, TableCursor
 from cdc.outside import outside
 from cdc.progress import Phase, phase
+from cdc.slots import SlotState
 from cdc.snapshot_progress import SnapshotProgress, SweepProgress, duration_words, snapshot_progress, sweep_progress
 from cdc.status_source import (
     AttachedTable,
@@ -21,6 +22,7 @@ from cdc.status_source import (
 )
 from cdc.status_topics import TopicStatus, topic_states
 from cdc.table_options import Mode
+from cdc.tables import SourceKind
 from cdc.watching import CursorTail, Leader
 from cdc.wire import cursor_topic_name
 from runtime.kafka import admin, check_reachable
@@ -71,9 +73,23 @@ class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
     held_back: tuple[str, ...]
 
 
+class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The replication slot of a capture that reads the WAL.
+
+    The server keeps `held_bytes` of WAL for it; `wal_status` is pg_replication_slots's. Both are null where the slot is
+    gone. `trouble` says in words why it cannot be read from, null if it can.
+    """
+
+    name: str
+    held_bytes: int | None
+    wal_status: str | None
+    trouble: str | None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A capture and what belongs to it; `needs_a_person` says in words what somebody has to see to, empty mostly.
 
+    `slot` is there when tables are read from the WAL.
     `token_known` tells whether the source is the one that the cursor was published from; null while there is no cursor.
     """
 
@@ -84,6 +100,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     encoding: str
     leader: Leader
     token_known: bool | None
+    slot: SlotStatus | None
     tables: tuple[TableStatus, ...]
     cursor_topic: TopicStatus | None
     requests: tuple[RequestStatus, ...]
@@ -132,7 +149,8 @@ def _status(
         )
         for table in attached
     )
-    needs = [*_capture_needs(settings.cdc_name, leader, token_known)]
+    slot = _slot(source.slot()) if any(table.source == SourceKind.WAL for table in attached) else None
+    needs = [*_capture_needs(settings.cdc_name, leader, token_known), *_slot_needs(slot)]
     for status in tables:
         needs.extend(_table_needs(status, entries[status.table]))
     return Status(
@@ -143,6 +161,7 @@ def _status(
         encoding=settings.encoding,
         leader=leader,
         token_known=token_known,
+        slot=slot,
         tables=tables,
         cursor_topic=topics.get(cursor_topic),
         requests=tuple(source.requests(cursor)),
@@ -210,6 +229,16 @@ def _capture_needs(capture: str, leader: Leader, token_known: bool | None) -> li
             "the source's mark is not the cursor's: the database was restored, promoted with loss, or is another one"
         )
     return needs
+
+
+def _slot(state: SlotState) -> SlotStatus:
+    return SlotStatus(name=state.slot, held_bytes=state.held_bytes, wal_status=state.wal_status, trouble=state.trouble)
+
+
+def _slot_needs(slot: SlotStatus | None) -> list[str]:
+    if slot is None or slot.trouble is None:
+        return []
+    return [f"{slot.trouble}; run the capture once with VIEWKEEPER_CDC_ON_LOST_SLOT=snapshot"]
 
 
 def _table_needs(table: TableStatus, entry: TableCursor | None) -> list[str]:

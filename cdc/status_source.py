@@ -12,7 +12,9 @@ from psycopg.sql import SQL, Identifier
 
 from cdc.cursor import Cursor, TableCursor
 from cdc.session import SESSION
+from cdc.slots import SlotState, slot_state
 from cdc.statements import PARTS
+from cdc.tables import SourceKind
 from runtime.postgres import ObjectMissing, translated
 
 STATUS_SESSION: Mapping[str, str] = {**SESSION, "lock_timeout": "5s", "statement_timeout": "30s"}
@@ -22,7 +24,7 @@ MOST_COUNTED = 1_000_000
 """Waiting records are counted up to here."""
 
 _TABLES: LiteralString = """
-SELECT t.id AS attachment, t.table_schema || '.' || t.table_name AS name, t.kind, t.level,
+SELECT t.id AS attachment, t.table_schema || '.' || t.table_name AS name, t.kind, t.source, t.level,
        t.listed::text[] AS columns, coalesce(t.masks, '{}')::text[] AS masks, t.log_limit_bytes,
        coalesce(sum(pg_catalog.pg_total_relation_size(p.oid)), 0)::bigint AS log_bytes,
        coalesce(sum(pg_catalog.pg_relation_size(p.oid))
@@ -82,6 +84,7 @@ class AttachedTable:
     attachment: int
     name: str
     kind: str
+    source: str
     level: str | None
     columns: list[str] | None
     masks: list[str]
@@ -136,9 +139,9 @@ class StatusSource:
     def records_waiting(self, table: AttachedTable, entry: TableCursor | None) -> int | None:
         """Count the change log's records that the cursor does not cover, up to MOST_COUNTED.
 
-        None without a position in the log, and for one that has just been detached.
+        None without a log, without a position in it, and for one that has just been detached.
         """
-        if entry is None or entry.position is None:
+        if entry is None or entry.position is None or table.source != SourceKind.TRIGGERS:
             return None
         parts = {f"part_{part}": Identifier("cdc", f"log_{table.attachment}_{part}") for part in PARTS}
         values = {"snapshot": entry.position, "most": MOST_COUNTED}
@@ -148,6 +151,11 @@ class StatusSource:
         except ObjectMissing:
             return None
         return row[0] if row else None
+
+    def slot(self) -> SlotState:
+        """Return the capture's slot, and what is missing of it."""
+        with translated(self._where):
+            return slot_state(self._connection, self._capture["capture"])
 
     def requests(self, newest: Cursor | None) -> Sequence[RequestStatus]:  # noqa: ARG002 - in Kafka it is needed
         """Return the requests that the capture has not begun, oldest first."""

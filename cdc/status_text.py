@@ -52,6 +52,9 @@ def _head(status: Status) -> Table:
         "snapshots requested": requests or "none",
         "oldest open transaction": _transaction_words(status.oldest_transaction),
     }
+    if status.slot is not None:
+        held = UNKNOWN if status.slot.held_bytes is None else _size(status.slot.held_bytes)
+        rows["replication slot"] = f"{status.slot.name}, {status.slot.wal_status or 'gone'}, holds {held} of WAL"
     head = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     head.add_column(style="bold", no_wrap=True)
     head.add_column(overflow="fold")

@@ -17,7 +17,7 @@ from runtime.migrations import migration_command
 
 TABLES_SQL = """
 SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT NULL AS is_masked,
-       t.table_schema AS schema, t.table_name AS name, t.kind, t.level,
+       t.table_schema AS schema, t.table_name AS name, t.kind, t.source, t.level,
        t.key_columns, c.oid IS NOT NULL AS exists,
        coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_names,
        coalesce(array_agg(CASE n.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(base.oid, NULL)
@@ -95,6 +95,14 @@ ORDER BY t.id
 """
 
 
+class SourceKind(StrEnum):
+    """How a capture finds changed keys: `VIEWKEEPER_CDC_SOURCE`."""
+
+    TRIGGERS = "triggers"
+    WAL = "wal"
+    TIMESTAMP = "timestamp"
+
+
 class Kind(StrEnum):
     """What a captured relation is; a plain SQL view has no triggers, whoever changes it says so."""
 
@@ -135,6 +143,7 @@ class CapturedTable:
     key: tuple[Column, ...]
     columns: tuple[Column, ...]
     labels: tuple[str, ...] = ()
+    source: SourceKind = SourceKind.TRIGGERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +155,7 @@ class _Record:
     schema: str
     name: str
     kind: str
+    source: str
     level: str
     key_columns: list[str]
     exists: bool
@@ -197,6 +207,7 @@ class _Record:
             is_masked=self.is_masked,
             name=name,
             kind=Kind(self.kind),
+            source=SourceKind(self.source),
             level=Level(self.level),
             key=key,
             columns=columns,
@@ -228,6 +239,17 @@ def captured_tables(connection: psycopg.Connection, capture: str) -> tuple[Captu
     """Return what is attached to a capture; raise CaptureError if a table or its key was changed."""
     with connection.cursor(row_factory=class_row(_Record)) as cursor:
         return tuple(record.table() for record in cursor.execute(TABLES_SQL, {"capture": capture}))
+
+
+def demand_source(tables: Sequence[CapturedTable], source: SourceKind) -> None:
+    """Raise ConfigurationError, with what to do, if a table is attached for another source."""
+    for table in tables:
+        if table.source is not source:
+            raise ConfigurationError(
+                f"{table.name} is attached for the source {table.source}, and VIEWKEEPER_CDC_SOURCE is {source}; set "
+                f"VIEWKEEPER_CDC_SOURCE={table.source}; or run: viewkeeper-cdc detach {table.name}, then "
+                f"viewkeeper-cdc attach {table.name} and viewkeeper-cdc snapshot {table.name}, which reads it anew"
+            )
 
 
 def selected(tables: Sequence[CapturedTable], wanted: str) -> tuple[CapturedTable, ...]:

@@ -20,7 +20,7 @@ from cdc.fingerprints import Seen
 from cdc.kafka_requests import RequestTopic
 from cdc.look_back import Order
 from cdc.polling import Intervals, Polling
-from cdc.rounds import NO_KEYS, Drain, Found, Keys, Mark, Positions, Round
+from cdc.rounds import NO_KEYS, CursorDrain, Drain, Found, Keys, Mark, Positions, Round
 from cdc.source import Source, arrays
 from cdc.table_options import Mode, TableOptions
 from cdc.tables import CapturedTable, keys_of
@@ -128,7 +128,7 @@ class TimestampSource(Source):
         cursor.itersize = 1
         sql = self._render((table, "pages"), lambda: timestamp_sql.key_pages(table))
         cursor.execute(sql, {**arrays(found.keys.literals), "page_keys": page_keys})
-        return Drain(found, round_.position_of(table), cursor, where=self._where)
+        return CursorDrain(found, round_.position_of(table), cursor, where=self._where)
 
     def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Ask the capture for keys by the requests' topic."""

@@ -9,7 +9,7 @@ from psycopg.rows import class_row
 from cdc.errors import CaptureError
 from cdc.fingerprints import Seen
 from cdc.table_options import Level, Mode, TableOptions
-from cdc.tables import CapturedTable, Column, Kind
+from cdc.tables import CapturedTable, Column, Kind, SourceKind
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 
@@ -166,6 +166,7 @@ def polled_table(connection: psycopg.Connection, options: TableOptions, *, where
         name=name,
         kind=Kind(relation.kind),
         level=Level.STATEMENT,
+        source=SourceKind.TIMESTAMP,
         key=tuple(one.column for one in key),
         columns=_listed(options, columns, key),
         labels=tuple(label for one in key for label in one.labels),

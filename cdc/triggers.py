@@ -14,12 +14,11 @@ from cdc import statements
 from cdc.errors import CaptureError, CatalogChanged
 from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
 from cdc.pruning import empty
-from cdc.rounds import Drain, Found, Keys, Mark, Positions, Round
+from cdc.rounds import CursorDrain, Drain, Found, Keys, Mark, Positions, Round
 from cdc.source import Source, arrays
-from cdc.tables import CapturedTable, captured_tables
+from cdc.tables import CapturedTable, SourceKind, captured_tables, demand_source
 from runtime.postgres import translated
 
-_REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
 _COMPLETE = "SELECT cdc.complete(%(attachment)s)"
 _PRUNED = """
 SELECT t.id FROM cdc.captured_table t
@@ -37,12 +36,8 @@ class TriggerSource(Source):
         """Return what has a change log, and what it looks like."""
         with translated(self._where), self._reading(()):
             tables = captured_tables(self._connection, self._capture)
+            demand_source(tables, SourceKind.TRIGGERS)
             return tables, self.seen(tables)
-
-    def requests(self) -> dict[int, int]:
-        """Return the newest request of each attachment, from cdc.request."""
-        with translated(self._where):
-            return dict(self._connection.execute(_REQUESTS, {"capture": self._capture}).fetchall())
 
     def out_of_reach(self, positions: Mapping[int, str]) -> Mapping[int, str]:
         """Return the attachments whose change log was emptied further than these positions reach."""
@@ -90,7 +85,7 @@ class TriggerSource(Source):
         cursor.itersize = 1
         pages = statements.key_pages(found.table, page_keys=page_keys)
         cursor.execute(pages, {"snapshot": previous[found.table.name]})
-        return Drain(found, round_.position, cursor, where=self._where)
+        return CursorDrain(found, round_.position, cursor, where=self._where)
 
     def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Log keys as the triggers do."""

@@ -161,7 +161,7 @@ class CaptureSettings(SourceSettings):
     """Settings of the `viewkeeper-cdc` commands that speak with the source only."""
 
     cdc_name: Name = Field("viewkeeper", description="the capture's name; one leader a name")
-    cdc_source: Literal["triggers", "timestamp"] = Field("triggers", description="how changed keys are found")
+    cdc_source: Literal["triggers", "wal", "timestamp"] = Field("triggers", description="how changed keys are found")
     cdc_tables: str = Field(
         "", description="tables to capture, schema.table,… or a path that ends in .toml; what is attached when unset"
     )
@@ -199,6 +199,9 @@ class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
     )
     cdc_on_other_history: Literal["stop", "snapshot"] = Field(
         "stop", description="what a source or a Kafka that was set back does: stop, or read every table anew"
+    )
+    cdc_on_lost_slot: Literal["stop", "snapshot"] = Field(
+        "stop", description="what a lost replication slot does: stop, or make a new one and read every table anew"
     )
     cdc_on_oversize_row: Literal["stop", "hold_back"] = Field(
         "stop", description="what a row does that is too large for Kafka: stop, or leave it out and list its key"

@@ -37,6 +37,7 @@ READS_A_SOURCE = (
     "test_torture",
     "test_triggers",
     "test_types",
+    "test_wal",
 )
 
 

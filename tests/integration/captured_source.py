@@ -11,8 +11,10 @@ from confluent_kafka import Message
 
 from cdc.cursor import Cursor, TableCursor, decode_cursor
 from cdc.session import SESSION
-from cdc.tables import captured_tables
+from cdc.source import Source as RowSource
+from cdc.tables import SourceKind, captured_tables
 from cdc.triggers import TriggerSource
+from cdc.wal import WalSource
 from cdc.wire import TableName
 from compose.local.kafka import KafkaBroker
 from runtime.postgres import connect
@@ -103,7 +105,7 @@ class Source:
         with closing(connect(self.url, name="test", settings=SESSION)) as session:
             name = TableName.parse(table)
             captured = next(one for one in captured_tables(session, CAPTURE) if one.name == name)
-            reader = TriggerSource(session, CAPTURE, where="test")
+            reader = row_reader(session, captured.source, self.url)
             page = reader.chunk(captured, None, most_rows=_CHUNK_ROWS)
             while page is not None and page.changes:
                 rows.update((key, row) for key, row in page.changes if row is not None)
@@ -132,6 +134,13 @@ class Source:
 
     def _values(self, records: Sequence[Message], next_offsets: Sequence[int] | None = None) -> dict[bytes, bytes]:
         return {self.as_json(key): self.as_json(value) for key, value in _values(records, next_offsets).items()}
+
+
+def row_reader(session: psycopg.Connection, kind: SourceKind, url: str) -> RowSource:
+    """Give what reads rows as the capture does, in a session of its own."""
+    if kind is SourceKind.TRIGGERS:
+        return TriggerSource(session, CAPTURE, where="test")
+    return WalSource(session, CAPTURE, url=url, where="test", page_keys=_CHUNK_ROWS)
 
 
 def insert_tweets(first: int, last: int) -> str:

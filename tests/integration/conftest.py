@@ -9,10 +9,13 @@ import pytest
 from compose.local.kafka import KafkaBroker
 from runtime.postgres import connect
 from runtime.settings import CdcSettings, read_settings
+from tests.daemons import Daemons
 from tests.integration.captured_source import Source
 from tests.integration.changelog import KEYS, PARTITIONS, Changelog
 from tests.integration.polled_source import PolledSource
 from tests.integration.projector_steps import Steps, projector_settings, projector_steps
+from tests.integration.wal_steps import SLOTS
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -61,3 +64,12 @@ def polled(source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Pat
             "INSERT INTO items SELECT i, 'first', now() FROM generate_series(1, 10) i",
         )
         yield source
+
+
+@pytest.fixture
+def wal(source: Source, daemon: Daemons) -> Iterator[Source]:
+    """Give the source database of captures that read the WAL; their slot goes after the test, as the database does."""
+    yield source
+    daemon.end_all()
+    wait_until(lambda: not source.value(f"SELECT count(*) {SLOTS} AND active"), what="the end of the stream")
+    source.run(f"SELECT pg_drop_replication_slot(slot_name) {SLOTS}")

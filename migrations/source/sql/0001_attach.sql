@@ -7,42 +7,21 @@ CREATE FUNCTION cdc.attach(
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     level text := coalesce(wanted_level, 'statement');
-    refused text := coalesce(cdc.refusal(target, level, wanted_key),
-                             cdc.columns_refusal(target, wanted_key, listed, masks));
-    relation record;
+    log_role name;
     attached integer;
 BEGIN
-    SELECT n.nspname AS schema_name, c.relname AS name,
-           -- A row's JSON runs casts that the table's owner may have made: it is made as that role, as nobody who may
-           -- do more. At statement level nothing of a user's runs, and whoever attaches keeps the right to log.
-           CASE level WHEN 'row' THEN pg_catalog.pg_get_userbyid(c.relowner) ELSE current_user END AS log_role
-    INTO relation
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = target;
-    IF cdc.is_attached(
-        capture_name, target, relation.schema_name, relation.name, wanted_level, wanted_key, listed, masks) THEN
+    attached := cdc.register(capture_name, target, 'triggers', wanted_level, wanted_key, listed, masks,
+                             cdc.refusal(target, level, wanted_key));
+    IF attached IS NULL THEN
         RETURN false;
     END IF;
-    IF refused IS NOT NULL THEN
-        RAISE EXCEPTION 'table %.% %', relation.schema_name, relation.name, refused
-            USING ERRCODE = 'object_not_in_prerequisite_state';
-    END IF;
-
-    INSERT INTO cdc.capture (name) VALUES (capture_name) ON CONFLICT DO NOTHING;
-    INSERT INTO cdc.captured_table
-        (capture, table_oid, table_schema, table_name, kind, level, listed, masks,
-         key_columns, key_types, key_type_oids)
-    SELECT capture_name, target, relation.schema_name, relation.name, cdc.kind_of(target), level, listed, masks,
-           array_agg(k.column_name ORDER BY k.place), array_agg(k.log_type ORDER BY k.place),
-           array_agg(k.type_oid ORDER BY k.place)
-    FROM cdc.key_of(target, wanted_key) k
-    RETURNING id INTO attached;
-    PERFORM cdc.create_log(attached, target, wanted_key, relation.log_role);
-    IF listed IS NOT NULL OR masks IS NOT NULL THEN
-        PERFORM cdc.create_rows(attached, target, listed, masks);
-    END IF;
+    -- A row's JSON runs casts that the table's owner may have made: it is made as that role, as nobody who may do more.
+    -- At statement level nothing of a user's runs, and whoever attaches keeps the right to log.
+    SELECT CASE level WHEN 'row' THEN pg_catalog.pg_get_userbyid(c.relowner) ELSE current_user END INTO log_role
+    FROM pg_catalog.pg_class c WHERE c.oid = target;
+    PERFORM cdc.create_log(attached, target, wanted_key, log_role);
     IF cdc.kind_of(target) <> 'view' THEN
-        PERFORM cdc.create_log_functions(attached, target, wanted_key, level, relation.log_role);
+        PERFORM cdc.create_log_functions(attached, target, wanted_key, level, log_role);
         EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', target);
         PERFORM cdc.create_log_triggers(attached, target, level);
     END IF;
@@ -50,10 +29,50 @@ BEGIN
 END
 $$;
 
+-- Note an attachment, and make the view of its columns if not all of them may leave; returns its number, or NULL if the
+-- relation is attached so already. `refused` says why it cannot be captured from this source, NULL if it can.
+CREATE FUNCTION cdc.register(
+    capture_name text, target regclass, wanted_source text, wanted_level text, wanted_key name[],
+    listed name[], masks name[], refused text) RETURNS integer
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    complaint text := coalesce(refused, cdc.columns_refusal(target, wanted_key, listed, masks));
+    relation record;
+    attached integer;
+BEGIN
+    SELECT n.nspname AS schema_name, c.relname AS name INTO relation
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = target;
+    IF cdc.is_attached(capture_name, target, relation.schema_name, relation.name, wanted_source, wanted_level,
+                       wanted_key, listed, masks) THEN
+        RETURN NULL;
+    END IF;
+    IF complaint IS NOT NULL THEN
+        RAISE EXCEPTION 'table %.% %', relation.schema_name, relation.name, complaint
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+
+    INSERT INTO cdc.capture (name) VALUES (capture_name) ON CONFLICT DO NOTHING;
+    INSERT INTO cdc.captured_table
+        (capture, table_oid, table_schema, table_name, kind, source, level, listed, masks,
+         key_columns, key_types, key_type_oids)
+    SELECT capture_name, target, relation.schema_name, relation.name, cdc.kind_of(target), wanted_source,
+           coalesce(wanted_level, 'statement'), listed, masks,
+           array_agg(k.column_name ORDER BY k.place), array_agg(k.log_type ORDER BY k.place),
+           array_agg(k.type_oid ORDER BY k.place)
+    FROM cdc.key_of(target, wanted_key) k
+    RETURNING id INTO attached;
+    IF listed IS NOT NULL OR masks IS NOT NULL THEN
+        PERFORM cdc.create_rows(attached, target, listed, masks);
+    END IF;
+    RETURN attached;
+END
+$$;
+
 -- Whether a relation is attached as wanted; raises an error if it is attached otherwise.
 CREATE FUNCTION cdc.is_attached(
-    capture_name text, target regclass, schema_name name, relation_name name, wanted_level text, wanted_key name[],
-    wanted_listed name[], wanted_masks name[]) RETURNS boolean
+    capture_name text, target regclass, schema_name name, relation_name name, wanted_source text, wanted_level text,
+    wanted_key name[], wanted_listed name[], wanted_masks name[]) RETURNS boolean
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     known cdc.captured_table;
@@ -66,6 +85,11 @@ BEGIN
     IF known.table_oid <> target THEN
         RAISE EXCEPTION 'another table is attached under the name %.%, and it is gone; detach it, delete its topic, '
                         'then attach this one', schema_name, relation_name
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF known.source <> wanted_source THEN
+        RAISE EXCEPTION 'table %.% is attached for the source %, not %; to change that, detach it, attach it anew, and '
+                        'ask for a snapshot of it', schema_name, relation_name, known.source, wanted_source
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     IF known.level <> coalesce(wanted_level, known.level)
@@ -214,6 +238,7 @@ CREATE FUNCTION cdc.detach(capture_name text, schema_name name, relation_name na
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     attached integer;
+    target oid;
     operation text;
 BEGIN
     DELETE FROM cdc.captured_table t
@@ -223,7 +248,7 @@ BEGIN
           AND ((k.table_schema, k.table_name) = (schema_name, relation_name)
                OR k.table_oid = to_regclass(format('%I.%I', schema_name, relation_name)))
         ORDER BY (k.table_schema, k.table_name) <> (schema_name, relation_name) LIMIT 1)
-    RETURNING t.id INTO attached;
+    RETURNING t.id, t.table_oid INTO attached, target;
     IF attached IS NULL THEN
         RETURN false;
     END IF;
@@ -232,7 +257,8 @@ BEGIN
         EXECUTE format('DROP FUNCTION IF EXISTS cdc.log_%s_%s()', attached, operation);
     END LOOP;
     EXECUTE format('DROP VIEW IF EXISTS cdc.rows_%s', attached);
-    EXECUTE format('DROP TABLE cdc.log_%1$s_0, cdc.log_%1$s_1', attached);
+    EXECUTE format('DROP TABLE IF EXISTS cdc.log_%1$s_0, cdc.log_%1$s_1', attached);
+    PERFORM cdc.withdraw(capture_name, target);
     RETURN true;
 END
 $$;

@@ -17,6 +17,8 @@ CREATE TABLE cdc.captured_table (
     table_schema name NOT NULL,
     table_name name NOT NULL,
     kind text NOT NULL CHECK (kind IN ('table', 'partitioned', 'view')),
+    -- How changed keys are found: logged by triggers, or read from the WAL.
+    source text NOT NULL DEFAULT 'triggers' CHECK (source IN ('triggers', 'wal')),
     level text NOT NULL CHECK (level IN ('statement', 'row')),
     -- The columns that may leave the database, all where it is NULL, and those of them that leave it as a keyed hash.
     listed name[],

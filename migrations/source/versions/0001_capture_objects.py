@@ -9,7 +9,14 @@ revision = "0001"
 down_revision = None
 
 _SQL = files("migrations.source") / "sql"
-_UP = ("0001_capture_objects.sql", "0001_keys.sql", "0001_log_triggers.sql", "0001_columns.sql", "0001_attach.sql")
+_UP = (
+    "0001_capture_objects.sql",
+    "0001_keys.sql",
+    "0001_log_triggers.sql",
+    "0001_columns.sql",
+    "0001_publication.sql",
+    "0001_attach.sql",
+)
 
 
 def _run(name: str) -> None:

@@ -1,0 +1,165 @@
+"""A capture's publication and replication slot: made, looked at and dropped."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+import structlog
+from psycopg import errors as pg
+from psycopg.rows import class_row
+from psycopg.sql import SQL, Identifier
+
+from cdc.errors import CaptureError
+from cdc.lsn import lsn_number
+from runtime.errors import ConfigurationError
+from runtime.postgres import translated
+
+log = structlog.get_logger()
+
+OPEN_TRANSACTIONS_SECONDS = 30
+"""A new slot waits for all transactions that are open when it is made, for so long at most."""
+
+_STATE = """
+SELECT cdc.publication_name(%(capture)s) AS publication, cdc.slot_name(%(capture)s) AS slot,
+       EXISTS (SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = cdc.publication_name(%(capture)s))
+           AS is_published,
+       s.wal_status, s.confirmed_flush_lsn::text AS confirmed, s.active_pid,
+       s.slot_name IS NOT NULL AS exists,
+       greatest(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn), 0)::bigint AS held_bytes
+FROM (VALUES (1)) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = cdc.slot_name(%(capture)s)
+"""
+_LEVEL = "SELECT pg_catalog.current_setting('wal_level')"
+# One that waits for transactions is in nobody's way: no writer queues behind it.
+_PATIENCE = "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false)"
+_CREATE_SLOT = "SELECT pg_catalog.pg_create_logical_replication_slot(%(slot)s, 'pgoutput')"
+_DROP_SLOT = "SELECT pg_catalog.pg_drop_replication_slot(%(slot)s)"
+_END_OTHER = "SELECT pg_catalog.pg_terminate_backend(%(pid)s)"
+_USED = "SELECT EXISTS (SELECT FROM cdc.captured_table t WHERE t.capture = %(capture)s AND t.source = 'wal')"
+_SYNC_STATE = "SELECT sync_state FROM pg_catalog.pg_stat_replication WHERE pid = %(pid)s"
+_REQUEST_ALL = """
+INSERT INTO cdc.request (capture, attachment, kind)
+SELECT t.capture, t.id, 'snapshot' FROM cdc.captured_table t WHERE t.capture = %(capture)s AND t.source = 'wal'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A capture's publication and slot as the catalog has them; `held_bytes` of WAL are kept for the slot."""
+
+    publication: str
+    slot: str
+    is_published: bool
+    exists: bool
+    wal_status: str | None
+    confirmed: str | None
+    active_pid: int | None
+    held_bytes: int | None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why changes are lost, if they are."""
+        if not self.exists:
+            return f"replication slot {self.slot} is gone"
+        if self.wal_status == "lost":
+            return f"replication slot {self.slot} was invalidated: the server kept no WAL for it any longer"
+        return None if self.is_published else f"publication {self.publication} was dropped"
+
+    @property
+    def confirmed_at(self) -> int:
+        """The position before which the server keeps nothing for the slot."""
+        return lsn_number(self.confirmed) if self.confirmed else 0
+
+
+def slot_state(connection: psycopg.Connection, capture: str) -> SlotState:
+    """Look at a capture's publication and slot."""
+    with connection.cursor(row_factory=class_row(SlotState)) as cursor:
+        state = cursor.execute(_STATE, {"capture": capture}).fetchone()
+    if state is None:
+        raise AssertionError("one row is always selected")
+    return state
+
+
+def make_slot(connection: psycopg.Connection, capture: str, *, where: str) -> None:
+    """Make a capture's publication and slot, if they are not there.
+
+    In this order, each in a transaction of its own: what was written before a publication was there cannot be decoded
+    for it. Raises ConfigurationError if the server cannot decode its WAL, or has no slot left.
+    """
+    with translated(where):
+        if connection.execute(_LEVEL).fetchone() != ("logical",):
+            raise ConfigurationError(
+                f"{where}: wal_level is not logical, which VIEWKEEPER_CDC_SOURCE=wal needs: ALTER SYSTEM SET wal_level "
+                "= logical, then restart the server"
+            )
+        state = slot_state(connection, capture)
+        if not state.is_published:
+            with suppress(pg.DuplicateObject):
+                connection.execute(SQL("CREATE PUBLICATION {}").format(Identifier(state.publication)))
+        if not state.exists:
+            _create_slot(connection, state.slot, where)
+
+
+def make_slot_anew(connection: psycopg.Connection, capture: str, *, where: str) -> None:
+    """Make what is lost of a capture's publication and slot anew, and ask for a snapshot of all of its tables.
+
+    They are asked for first: a crash in between asks again.
+    """
+    with translated(where):
+        connection.execute(_REQUEST_ALL, {"capture": capture})
+        state = slot_state(connection, capture)
+        if state.exists:
+            connection.execute(_DROP_SLOT, {"slot": state.slot})
+    make_slot(connection, capture, where=where)
+
+
+def drop_unused_slot(connection: psycopg.Connection, capture: str, *, where: str) -> bool:
+    """Drop a capture's slot and publication if no table needs them; False while a capture still reads from the slot."""
+    with translated(where):
+        state = slot_state(connection, capture)
+        if connection.execute(_USED, {"capture": capture}).fetchone() == (True,):
+            return True
+        if state.exists:
+            try:
+                connection.execute(_DROP_SLOT, {"slot": state.slot})
+            except pg.ObjectInUse:
+                return False
+        if state.is_published:
+            connection.execute(SQL("DROP PUBLICATION IF EXISTS {}").format(Identifier(state.publication)))
+    return True
+
+
+def end_other(connection: psycopg.Connection, state: SlotState) -> None:
+    """End whoever reads from the slot: the lease is ours, so that it is a leader of before."""
+    if state.active_pid is not None:
+        log.warning("slot_taken_over", slot=state.slot, pid=state.active_pid)
+        connection.execute(_END_OTHER, {"pid": state.active_pid})
+
+
+def demand_asynchronous(connection: psycopg.Connection, pid: int, name: str, *, where: str) -> None:
+    """Raise CaptureError if commits wait for our walsender: they would wait for us, and we for them."""
+    row = connection.execute(_SYNC_STATE, {"pid": pid}).fetchone()
+    if row is not None and row[0] not in (None, "async"):
+        raise CaptureError(
+            f"{where}: synchronous_standby_names counts this capture among the standbys that commits wait for; name "
+            f"the real ones there, without * and without {name!r}"
+        )
+
+
+def _create_slot(connection: psycopg.Connection, slot: str, where: str) -> None:
+    kept = connection.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')").fetchone()
+    connection.execute(_PATIENCE, ("0", f"{OPEN_TRANSACTIONS_SECONDS}s"))
+    try:
+        connection.execute(_CREATE_SLOT, {"slot": slot})
+    except pg.DuplicateObject:
+        log.debug("slot_made_meanwhile", slot=slot)
+    except pg.QueryCanceled as error:
+        raise ConfigurationError(
+            f"{where}: a replication slot waits until all transactions that are open have ended, and one has not for "
+            f"{OPEN_TRANSACTIONS_SECONDS} s: see pg_stat_activity and pg_prepared_xacts for the oldest, then try again"
+        ) from error
+    except pg.ConfigurationLimitExceeded as error:
+        raise ConfigurationError(
+            f"{where}: all replication slots are in use: raise max_replication_slots and restart the server"
+        ) from error
+    finally:
+        connection.execute(_PATIENCE, kept)

@@ -1,0 +1,169 @@
+"""A commit is in the WAL before other sessions see it: its keys wait for a snapshot that sees their rows (W1)."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+
+from cdc.attachment import attach
+from cdc.lsn import lsn_number
+from cdc.rounds import Round
+from cdc.session import SESSION
+from cdc.tables import CapturedTable, SourceKind, captured_tables
+from cdc.wal import WalSource
+from cdc.wire import TableName
+from compose.local.postgres import postgres as run_postgres
+from runtime.postgres import connect
+from tests.daemons import ROOT
+from tests.integration.captured_source import CAPTURE
+from tests.waiting import wait_until
+
+PAGE_KEYS = 1_000
+
+
+class Rounds:
+    """A source whose rounds a test makes one by one, as the capture's reader does, without publishing anything."""
+
+    def __init__(self, source: WalSource, tables: tuple[CapturedTable, ...]) -> None:
+        self.source = source
+        self.tables = {str(table.name): table for table in tables}
+        self.positions: dict[TableName, str] = {}
+        self.rows: dict[str, list[bytes]] = {name: [] for name in self.tables}
+        self.newest: Round | None = None
+        self.next()
+
+    def next(self) -> Round:
+        """Make a round, and note the rows of the keys that it found."""
+        tables = list(self.tables.values())
+        with self.source.round(tables, self.positions, lambda _table: PAGE_KEYS) as round_:
+            for found in round_.found:
+                page = self.source.images(round_, found.table, found.keys)
+                self.rows[str(found.table.name)] += [row for _, row in page.changes if row is not None]
+            for table in round_.tables:
+                self.positions[table.name] = round_.position_of(table)
+        self.newest = round_
+        return round_
+
+    def is_known_by(self, time: datetime) -> bool:
+        """Return whether the newest round knows all that was committed by a time."""
+        return self.newest is not None and self.newest.known_by is not None and self.newest.known_by >= time
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        """Make rounds until something holds."""
+
+        def holds() -> bool:
+            self.next()
+            return bool(condition())
+
+        wait_until(holds, what=what)
+
+
+@pytest.fixture
+def server_url(
+    tmp_path_factory: pytest.TempPathFactory, postgres_binaries: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Give a source on a server of its own: commits of the whole server are made to wait."""
+    with run_postgres(tmp_path_factory.mktemp("own-postgres"), binaries=postgres_binaries) as server:
+        monkeypatch.setenv("VIEWKEEPER_SOURCE_URL", server.url())
+        for section in ("source", "demo"):
+            command.upgrade(Config(ROOT / "alembic.ini", ini_section=section), "head")
+        yield server.url()
+
+
+@pytest.fixture
+def rounds(server_url: str) -> Iterator[Rounds]:
+    with (
+        closing(connect(server_url, name="test", settings=SESSION)) as session,
+        closing(
+            WalSource(session, CAPTURE, url=server_url, where="test", page_keys=PAGE_KEYS),
+        ) as source,
+    ):
+        for table in ("tweets", "users"):
+            assert attach(session, CAPTURE, TableName.parse(table), where="test", source=SourceKind.WAL)
+        source.attached()
+        yield Rounds(source, captured_tables(session, CAPTURE))
+
+
+@contextmanager
+def _standby_awaited(url: str) -> Iterator[None]:
+    """Have commits wait for a standby that is not there, all but those with synchronous_commit=local."""
+    with closing(connect(url, name="test", settings={"synchronous_commit": "local"})) as session:
+        session.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
+        session.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: _shown(session) == "absent", what="the new setting")
+        try:
+            yield
+        finally:
+            session.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            session.execute("SELECT pg_reload_conf()")
+
+
+def _shown(session: psycopg.Connection) -> str:
+    row = session.execute("SHOW synchronous_standby_names").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _waits_for_the_standby(session: psycopg.Connection) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    return session.execute(query).fetchone() == (1,)
+
+
+def test_w1_a_commit_that_is_not_visible_yet_waits_and_holds_up_nobody(server_url: str, rounds: Rounds) -> None:
+    """Read at once, the row would be the old one, and no later change would mend it."""
+    local = {"synchronous_commit": "local"}
+    with closing(connect(server_url, name="test", settings=local)) as session:
+        session.execute("INSERT INTO tweets (tweet_id, text) VALUES (1, 'old')")
+        rounds.wait(lambda: rounds.rows["public.tweets"], "the first row")
+        with _standby_awaited(server_url):
+            writer = threading.Thread(target=_write, args=(server_url,))
+            writer.start()
+            wait_until(lambda: _waits_for_the_standby(session), what="a commit that waits")
+            end = session.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+            assert end is not None
+            session.execute("INSERT INTO users (user_id, username) VALUES (7, 'other')")
+            rounds.wait(lambda: rounds.rows["public.users"], "the other table's row, committed later")
+            held = lsn_number(rounds.positions[TableName("public", "tweets")])
+            assert held < lsn_number(end[0]) < lsn_number(rounds.positions[TableName("public", "users")])
+            # Nobody was told that it has committed: it holds no watermark back, and is in none.
+            until = session.execute("SELECT clock_timestamp()").fetchone()
+            assert until is not None
+            rounds.wait(lambda: rounds.is_known_by(until[0]), "a time after that")
+            assert rounds.newest is not None
+            assert not rounds.newest.behind
+            assert [row for row in rounds.rows["public.tweets"] if b"new" in row] == []
+            assert len(rounds.rows["public.tweets"]) == 1
+        writer.join()
+        rounds.wait(lambda: len(rounds.rows["public.tweets"]) > 1, "the row once it is visible")
+        assert b'"new"' in rounds.rows["public.tweets"][-1]
+
+
+def _write(url: str) -> None:
+    with closing(connect(url, name="writer")) as session:
+        session.execute("UPDATE tweets SET text = 'new' WHERE tweet_id = 1")
+
+
+def test_a_table_begins_before_what_is_not_visible_yet(server_url: str, rounds: Rounds) -> None:
+    """What its snapshot may not see must be found by a later round."""
+    local = {"synchronous_commit": "local"}
+    with closing(connect(server_url, name="test", settings=local)) as session:
+        session.execute("INSERT INTO tweets (tweet_id, text) VALUES (1, 'old')")
+        with _standby_awaited(server_url):
+            writer = threading.Thread(target=_write, args=(server_url,))
+            writer.start()
+            wait_until(lambda: _waits_for_the_standby(session), what="a commit that waits")
+            session.execute("INSERT INTO users (user_id, username) VALUES (7, 'other')")
+            rounds.wait(lambda: rounds.rows["public.users"], "the other table's row, committed later")
+            # As if it had waited to be read anew.
+            del rounds.positions[TableName("public", "tweets")]
+            rounds.rows["public.tweets"].clear()
+            rounds.next()
+        writer.join()
+        rounds.wait(lambda: rounds.rows["public.tweets"], "the row once it is visible")
+        assert b'"new"' in rounds.rows["public.tweets"][-1]
