@@ -30,6 +30,7 @@ LEAST_SESSION_SECONDS = 6.0
 _STANDBY_SECONDS = 5.0
 _FIRST_LOOK_SECONDS = 0.001
 _MOST_LOOK_SECONDS = 0.05
+_PATIENCE_SECONDS = 0.5
 
 _LSN = """
 SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_current_wal_insert_lsn()::text END
@@ -37,6 +38,12 @@ SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_cur
 _IS_FLUSHED = """
 SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN true
             ELSE pg_catalog.pg_current_wal_flush_lsn() >= %(lsn)s::pg_lsn END
+"""
+
+# Its commit has Postgres's own writer flush what is before it. Asked for where an open transaction has written and
+# nobody commits: that WAL would not be flushed for up to 15 seconds.
+_TAKE_XID = """
+SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL ELSE pg_catalog.pg_current_xact_id()::text END
 """
 
 
@@ -128,11 +135,15 @@ class KafkaLease:
         flushed before anybody sees it, and what `synchronous_commit=off` leaves behind Postgres's own writer flushes
         within a second. A replica has nothing but flushed WAL.
         """
+        began, is_asked = time.monotonic(), False
         with translated(self._where):
             row = self._connection.execute(_LSN, prepare=True).fetchone()
             seconds = _FIRST_LOOK_SECONDS
             while row and row[0] is not None and not self._is_flushed(row[0]):
                 self.progress(self._progress_at)
+                if not is_asked and time.monotonic() - began > _PATIENCE_SECONDS:
+                    self._connection.execute(_TAKE_XID)
+                    is_asked = True
                 time.sleep(seconds)
                 seconds = min(seconds * 2, _MOST_LOOK_SECONDS)
         return self._token

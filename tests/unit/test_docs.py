@@ -13,7 +13,15 @@ import projector.cli
 from runtime.settings import ApiSettings, AuditSettings, CdcSettings, ProjectorSettings, variable
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "DECISIONS.md", "docs/design.md", "docs/types.md", "docs/status.md", "docs/reconcile.md"]
+DOCUMENTS = [
+    "README.md",
+    "DECISIONS.md",
+    "docs/design.md",
+    "docs/types.md",
+    "docs/status.md",
+    "docs/reconcile.md",
+    "docs/timestamp.md",
+]
 COMMANDS = {
     "viewkeeper-cdc": cdc.cli.commands,
     "viewkeeper-projector": projector.cli.commands,
