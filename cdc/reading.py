@@ -190,7 +190,8 @@ class Reader:
     def _check_history(self, round_: Round) -> None:
         self._history_checked = True
         if self._cursor.token and self._cursor.token not in round_.tokens:
-            for table in self.tables:
+            # One that is read anew anyway, since that was asked for, may be of another history, or another source.
+            for table in (one for one in self.tables if self._entries[str(one.name)].position is not None):
                 self._lost(
                     table,
                     "the source has another history than the cursor: its mark is not the one that the newest cursor "

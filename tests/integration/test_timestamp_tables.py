@@ -1,0 +1,77 @@
+"""Tables that the timestamp source polls: keys of every kind, partitions, and one that triggers captured before."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from compose.local.kafka import KafkaBroker
+from tests.daemons import Daemons
+from tests.integration.polled_source import BOTH, TIMESTAMP, PolledSource
+from tests.waiting import wait_until
+
+
+def test_keys_of_every_kind_are_found_looked_up_and_swept(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok')",
+        "CREATE DOMAIN felt AS mood",
+        'CREATE TABLE odd (u uuid, n numeric, f felt, b bytea, "p%" text, d timestamptz, text text, '
+        'updated_at timestamp, PRIMARY KEY (u, n, f, b, "p%", d)) PARTITION BY HASH (u)',
+        "CREATE TABLE odd_0 PARTITION OF odd FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
+        "CREATE TABLE odd_1 PARTITION OF odd FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+        "INSERT INTO odd SELECT md5(i::text)::uuid, i * 1.10, 'ok', '\\x00ff'::bytea, 'a \"%', "
+        "'2026-01-01 00:00:00.1+05', 'first', '2026-01-01' FROM generate_series(1, 9) i",
+    )
+    settings = {**polled.tables(odd=TIMESTAMP), "VIEWKEEPER_CDC_CHUNK_ROWS": "2"}
+    daemon("cdc", "run", settings={**settings, "VIEWKEEPER_CDC_SWEEP_SECONDS": "1"})
+    polled.wait_published("odd")
+    polled.run(
+        "UPDATE odd SET text = 'second', updated_at = '2026-01-02' WHERE n > 2",
+        "UPDATE odd SET text = 'lost' WHERE n = 1.1",
+        "DELETE FROM odd WHERE n = 2.2",
+    )
+    wait_until(lambda: _texts(polled) == {"first": 1, "second": 7}, what="the changed rows, and one less")
+    assert daemon("cdc", "reconcile", settings=settings).wait(60) == 0
+    assert _texts(polled) == {"lost": 1, "second": 7}
+
+
+def _texts(polled: PolledSource) -> dict[str, int]:
+    texts = [json.loads(value)["text"] for value in polled.topic("odd").values.values()]
+    return {text: texts.count(text) for text in set(texts)}
+
+
+@pytest.mark.newest_postgres
+def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: PolledSource, daemon: Daemons) -> None:
+    daemon("cdc", "run", settings=polled.tables(items=BOTH))
+    polled.wait_published("items")
+    polled.run("INSERT INTO items SELECT i, repeat('wide ', 100000), now() FROM generate_series(11, 60) i")
+    polled.wait_keys("items", *range(1, 61))
+    polled.wait_published("items")
+    polled.assert_topic_equals_table("items", "id")
+
+
+@pytest.mark.newest_postgres
+def test_a_table_that_triggers_captured_is_read_anew_when_that_is_asked_for(
+    source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Path, daemon: Daemons
+) -> None:
+    polled = PolledSource(source_url, kafka, topic_prefix, tmp_path)
+    with closing(polled.connection):
+        polled.run(
+            "CREATE TABLE items (id bigint PRIMARY KEY, text text, updated_at timestamptz)",
+            "INSERT INTO items SELECT i, 'first', now() FROM generate_series(1, 10) i",
+        )
+        polled.attach("items")
+        capture = daemon("cdc", "run")
+        polled.wait_published("items")
+        assert capture.terminate() == 0
+        polled.run("UPDATE items SET text = 'between' WHERE id = 1", "DELETE FROM items WHERE id = 2")
+        settings = polled.tables(items=TIMESTAMP)
+        refused = daemon("cdc", "run", settings=settings)
+        assert refused.wait() == 1
+        assert "run: viewkeeper-cdc snapshot public.items" in refused.log_text()
+        assert daemon("cdc", "snapshot", "items", settings=settings).wait() == 0
+        daemon("cdc", "run", settings=settings)
+        polled.wait_keys("items", 1, *range(3, 11))
+        polled.wait_published("items")
+        polled.assert_topic_equals_table("items", "id")
