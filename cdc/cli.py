@@ -71,7 +71,7 @@ def attach_tables(
     masks: str | None,
     as_json: bool,
 ) -> None:
-    """Attach TABLEs (name or schema.name) to the capture: triggers log their changes from now on.
+    """Attach TABLEs (name or schema.name) to the capture: its source finds their changes from now on.
 
     Without TABLE, attach those that VIEWKEEPER_CDC_TABLES names, as its file says.
     """
@@ -124,7 +124,7 @@ def _wanted(
 @click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
 @_json_option
 def detach_tables(tables: tuple[str, ...], *, as_json: bool) -> None:
-    """Detach TABLEs from the capture: their triggers and change logs go, their topics stay as they are."""
+    """Detach TABLEs from the capture: what was made for them goes, their topics stay as they are."""
     with _source() as (settings, connection, where):
         done = []
         for table in map(TableName.parse, tables):

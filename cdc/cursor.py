@@ -58,14 +58,15 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 class TableCursor(msgspec.Struct, frozen=True, kw_only=True):
     """One table's part of a cursor.
 
-    `position` says up to where changes have been published, in words of the source: the `pg_snapshot` of a poll; None
-    while the table waits to be read anew. `attachment` numbers what it is a position in. `complete` says that the
-    topic has equalled the table since its own snapshot: nothing is `reading` or to `sweep`. `next_offsets` is the next
-    offset of each partition of `topic` as known by this capture. `key` names and types the key columns, `labels` has
-    those of the enums among them. `request` is the newest request for a snapshot that was begun; `held_back` lists the
-    keys (JSON) of rows that are too large. `encoding` is how the topic was written; with Avro each of its keys begins
-    with the id `key_schema`. `pass_began` is there with sources that may miss changes: when the newest reading of all
-    rows began, by whose end everything is published that was committed by then.
+    `position` says up to where changes have been published, in words of the source: the `pg_snapshot` of a poll, a
+    place in the WAL, or the last row polled; None while the table waits to be read anew. `attachment` numbers what it
+    is a position in. `complete` says that the topic has equalled the table since its own snapshot: nothing is
+    `reading` or to `sweep`. `next_offsets` is the next offset of each partition of `topic` as known by this capture.
+    `key` names and types the key columns, `labels` has those of the enums among them. `request` is the newest request
+    for a snapshot that was begun; `held_back` lists the keys (JSON) of rows that are too large. `encoding` is how the
+    topic was written; with Avro each of its keys begins with the id `key_schema`. `pass_began` is there with sources
+    that may miss changes: when the newest reading of all rows began, by whose end everything is published that was
+    committed by then.
     """
 
     topic: str

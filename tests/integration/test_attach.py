@@ -223,8 +223,9 @@ def test_what_a_role_lacks_is_said_at_once(logged: Logged, source_url: str) -> N
             "  - SELECT on cdc.captured_table",
             "  - INSERT on cdc.capture",
             (
-                "sources that do without: `timestamp` needs SELECT alone, `wal` a publication; both come with a later "
-                "version, so for now somebody who has these rights attaches the table"
+                "somebody who has these rights attaches the table; VIEWKEEPER_CDC_SOURCE=wal makes no triggers, and "
+                "wants REPLICATION and CREATE on the database instead; `timestamp`, which needs SELECT alone, comes "
+                "with a later version"
             ),
         ]
 

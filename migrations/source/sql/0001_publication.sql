@@ -41,6 +41,11 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
     SELECT CASE
         WHEN cdc.kind_of(target) = 'view'
             THEN 'is a view, whose changes are not in the WAL: attach it with VIEWKEEPER_CDC_SOURCE=triggers'
+        WHEN cdc.kind_of(target) = 'partitioned'
+             AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = target AND i.indisprimary)
+            THEN 'is partitioned and has no primary key: a partition that comes later would have no replica identity, '
+                 'and Postgres would refuse its writers'' UPDATE and DELETE; add one, or attach it with '
+                 'VIEWKEEPER_CDC_SOURCE=triggers'
         -- Rows that a subscription applies are in the WAL, as those that row triggers log.
         ELSE coalesce(
             cdc.refusal(target, 'row', wanted),
