@@ -61,7 +61,7 @@ SELECT w.what FROM wanted w WHERE NOT w.given ORDER BY w.place, w.what
 
 _WITHOUT = (
     "somebody who has these rights attaches the table; VIEWKEEPER_CDC_SOURCE=wal makes no triggers, and wants "
-    "REPLICATION and CREATE on the database instead; `timestamp`, which needs SELECT alone, comes with a later version"
+    "REPLICATION and CREATE on the database instead; VIEWKEEPER_CDC_SOURCE=timestamp needs SELECT alone, and sees less"
 )
 
 

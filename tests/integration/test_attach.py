@@ -224,8 +224,8 @@ def test_what_a_role_lacks_is_said_at_once(logged: Logged, source_url: str) -> N
             "  - INSERT on cdc.capture",
             (
                 "somebody who has these rights attaches the table; VIEWKEEPER_CDC_SOURCE=wal makes no triggers, and "
-                "wants REPLICATION and CREATE on the database instead; `timestamp`, which needs SELECT alone, comes "
-                "with a later version"
+                "wants REPLICATION and CREATE on the database instead; VIEWKEEPER_CDC_SOURCE=timestamp needs SELECT "
+                "alone, and sees less"
             ),
         ]
 
