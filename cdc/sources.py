@@ -20,7 +20,7 @@ from cdc.statements import PARTS
 from cdc.table_options import TableOptions, table_options
 from cdc.tables import CapturedTable, SourceKind, check_source
 from cdc.timestamp import TimestampSource
-from cdc.timestamp_sql import IDENTITY
+from cdc.timestamp_sql import CLUSTER, DATABASE
 from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import TriggerSource
 from cdc.wal import WalSource
@@ -135,8 +135,10 @@ def polled_options(wanted: str) -> tuple[TableOptions, ...]:
 def source_token(connection: psycopg.Connection, where: str) -> str:
     """Return what tells the database from others, as far as its role may know."""
     with translated(where):
-        row = connection.execute(IDENTITY).fetchone()
-    return str(row[0]) if row else ""
+        (found,) = connection.execute(DATABASE)
+        database, may_ask = found
+        cluster = connection.execute(CLUSTER).fetchone() if may_ask else None
+    return f"{cluster[0] if cluster else ''}/{database}"
 
 
 def _warn_of_replica(connection: psycopg.Connection, where: str) -> None:

@@ -20,13 +20,14 @@ SELECT pg_catalog.transaction_timestamp(), pg_catalog.pg_is_in_recovery(),
 """
 """Fixes the reading transaction's snapshot; selects when it began, whether on a replica, and up to when it knows."""
 
-IDENTITY = """
-SELECT CASE WHEN pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
-            THEN (SELECT system_identifier::text FROM pg_catalog.pg_control_system()) ELSE '' END
-       || '/' || d.oid || '/' || d.datname
+DATABASE = """
+SELECT d.oid || '/' || d.datname, pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
 FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()
 """
-"""What tells a database from others: its cluster's identifier, if the role may know it, its own number and name."""
+"""Selects what tells a database from others of its cluster, and whether the role may know that one's identifier."""
+
+CLUSTER = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+"""A statement of its own: naming the function in one is refused already, called or not."""
 
 
 def order_columns(polled: PolledTable) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ def reader(polled: PolledSource) -> Iterator[dict[str, str]]:
     """Give the settings of a role that may log in and nothing else."""
     role = f"reader_{polled.prefix}"
     polled.run(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    # Postgres gives this one to everybody; an administrator may have taken it back.
+    polled.run("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
     yield {"VIEWKEEPER_SOURCE_URL": polled.url_of(role, "secret")}
     polled.run(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cdc.table_options import Level, TableOptions, table_options
+from cdc.table_options import Level, Mode, TableOptions, table_options
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 
@@ -26,10 +26,14 @@ def test_a_file_says_all_options(file: Path) -> None:
     file.write_text(
         '[[table]]\nname = "a"\ncolumns = ["x", "y"]\nmasks = ["y"]\n'
         '[[table]]\nname = "odd.b"\nlevel = "row"\nkey = ["x", "y"]\n'
+        '[[table]]\nname = "c"\nmode = "timestamp+incrementing"\ntimestamp = ["t", "u"]\nincrementing = "i"\n'
     )
     assert table_options(str(file)) == (
         TableOptions(name=TableName("public", "a"), columns=("x", "y"), masks=("y",)),
         TableOptions(name=TableName("odd", "b"), level=Level.ROW, key=("x", "y")),
+        TableOptions(
+            name=TableName("public", "c"), mode=Mode.TIMESTAMP_INCREMENTING, timestamp=("t", "u"), incrementing="i"
+        ),
     )
 
 
@@ -47,6 +51,10 @@ def test_a_file_says_all_options(file: Path) -> None:
         (
             '[[table]]\nname = "a"\nlevel = "rows"',
             "table a: option level is wrong: 'rows'; accepted is statement or row",
+        ),
+        (
+            '[[table]]\nname = "a"\nmode = "fast"',
+            "table a: option mode is wrong: 'fast'; accepted is bulk, incrementing",
         ),
         ('[[table]]\nname = "a"\nkey = "x"', "table a: option key is wrong: 'x'; accepted is a list of at least one"),
         ('[[table]]\nname = "a"\nkey = []', "table a: option key is wrong: []; accepted is a list of at least one"),
