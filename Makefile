@@ -43,7 +43,7 @@ format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-%: $(INSTALLED) ## measure capture, large, encoding, projector, api, freshness; SCALE=0.1, capture: PEER=debezium, ROUNDS=3
+bench-%: $(INSTALLED) ## measure capture, large, encoding, projector, api, freshness; SCALE=0.1, capture: PEER=debezium, SOURCE=wal, ROUNDS=3
 	@$(BIN)/python -m tests.bench.$*
 
 lock: $(INSTALLED) ## lock the requirements of pyproject.toml anew

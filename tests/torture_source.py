@@ -4,14 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+import psycopg
 from confluent_kafka import Consumer, TopicPartition
 
 from cdc.attachment import attach
 from cdc.change import Page
 from cdc.cursor import Cursor
 from cdc.session import SESSION
-from cdc.tables import CapturedTable, captured_tables
+from cdc.source import Source
+from cdc.tables import CapturedTable, SourceKind, captured_tables
 from cdc.triggers import TriggerSource
+from cdc.wal import WalSource
 from cdc.wire import TableName
 from runtime.postgres import connect
 from tests.topic_reader import READ_SECONDS, Changelog, read_changelog, read_cursor
@@ -25,11 +28,12 @@ CATCH_UP_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class CapturedSource:
-    """The source database at `url`, and the topics that the capture makes of it."""
+    """The source database at `url`, and the topics that the capture makes of it, which asks `kind` for changes."""
 
     url: str
     bootstrap_servers: str
     prefix: str
+    kind: SourceKind = SourceKind.TRIGGERS
 
     def run(self, *statements: str) -> None:
         """Execute statements, each a transaction of its own unless it says otherwise."""
@@ -40,7 +44,7 @@ class CapturedSource:
     def attach(self, *tables: str) -> None:
         with connect(self.url, name="test") as session:
             for table in tables:
-                assert attach(session, CAPTURE, TableName.parse(table), where="test")
+                assert attach(session, CAPTURE, TableName.parse(table), where="test", source=self.kind)
 
     def now(self) -> datetime:
         """Read the source's clock; after a COMMIT that is a time by which it was committed."""
@@ -90,8 +94,13 @@ class CapturedSource:
     def rows(self) -> dict[str, dict[bytes, bytes]]:
         """Return key and row of each captured table, in the wire's bytes; nobody may be writing."""
         with connect(self.url, name="test", settings=SESSION) as session:
-            source = TriggerSource(session, CAPTURE, where="test")
+            source = self._reader(session)
             return {str(table.name): _rows(source, table) for table in captured_tables(session, CAPTURE)}
+
+    def _reader(self, session: psycopg.Connection) -> Source:
+        if self.kind is SourceKind.TRIGGERS:
+            return TriggerSource(session, CAPTURE, where="test")
+        return WalSource(session, CAPTURE, url=self.url, where="test", page_keys=1)
 
     def assert_topics_equal_tables(self) -> None:
         """Compare every captured table with its compacted topic, key for key and byte for byte; nobody may write."""
@@ -102,7 +111,7 @@ class CapturedSource:
             assert (table, lost, ghosts, other) == (table, set(), set(), {})
 
 
-def _rows(source: TriggerSource, table: CapturedTable) -> dict[bytes, bytes]:
+def _rows(source: Source, table: CapturedTable) -> dict[bytes, bytes]:
     def page() -> Page | None:
         # None while something, the capture's own pruning for instance, holds the table or its change log.
         return source.chunk(table, None, most_rows=EVERY_ROW)

@@ -54,6 +54,10 @@ class Pipeline:
         """Attach tables of the source to the capture."""
         self.run("cdc.cli", "attach", *tables)
 
+    def detach(self, *tables: str) -> None:
+        """Detach tables again: a replication slot goes with the last one, and keeps the database from being dropped."""
+        self.run("cdc.cli", "detach", *tables)
+
     def run(self, module: str, *arguments: str) -> None:
         """Run a command of ours to its end; raise BenchError with its output if it fails."""
         done = subprocess.run(

@@ -1,9 +1,11 @@
 """`make bench-capture`: snapshot and catch-up against plain reading, live latency, an idle capture, what writers pay.
 
 The processes measured are real: `viewkeeper-cdc run` on a table of about 200 bytes a row, six partitions. With
-PEER=debezium Debezium's connector does the same on the same servers, in turn with it.
+PEER=debezium Debezium's connector does the same on the same servers, in turn with it, and with SOURCE=wal the capture
+from a replication slot.
 """
 
+from collections.abc import Mapping
 from statistics import median
 
 import click
@@ -28,18 +30,23 @@ LOW_RATE = 200
 IDLE_SECONDS = 20.0
 LEAST_IDLE_SECONDS = 5.0
 TEMPLATE = "filled"
+SOURCES = ("wal",)
 PEERS = ("debezium",)
 
 
-def measure(stack: BenchStack, scale: float, rate: int, *, rounds: int, with_debezium: bool) -> Figures:
-    """Return all figures of the capture, and Debezium's beside them if it is wanted."""
+def measure(
+    stack: BenchStack, scale: float, rate: int, *, rounds: int, source: str | None, with_debezium: bool
+) -> Figures:
+    """Return all figures of the capture, and another source's or Debezium's beside them if they are wanted."""
     rows = max(round(ROWS * scale), 1_000)
     # More rows want no more time of what does not read them.
     scale = min(scale, 1.0)
     say(f"filling a table of {rows:,} rows")
     fill(stack, rows)
-    figures = _rounds(stack, rows, rounds=rounds, with_debezium=with_debezium)
+    figures = _rounds(stack, rows, rounds=rounds, source=source, with_debezium=with_debezium)
     figures |= _live(stack, scale, rate, rows)
+    if source is not None:
+        figures |= _named(source, _live(stack, scale, rate, rows, further=_further(source)))
     if with_debezium:
         seconds = _live_seconds(scale)
         say(f"Debezium: live latency at {rate:,} changes/s for {seconds:g} s")
@@ -48,18 +55,27 @@ def measure(stack: BenchStack, scale: float, rate: int, *, rounds: int, with_deb
     return figures | writer_cost(stack, scale)
 
 
-def _rounds(stack: BenchStack, rows: int, *, rounds: int, with_debezium: bool) -> Figures:
+def _rounds(stack: BenchStack, rows: int, *, rounds: int, source: str | None, with_debezium: bool) -> Figures:
     """Measure snapshots and catch-ups, each round on fresh copies of the table."""
-    ours, theirs = [], []
+    ours, others, theirs = [], [], []
     for number in range(1, rounds + 1):
         snapshot, catch_up = snapshot_and_catch_up(stack, TEMPLATE, number, rows)
         ours.append((snapshot, catch_up))
         say(f"round {number}: snapshot {_words(snapshot)}; catch-up {_words(catch_up)}")
+        if source is not None:
+            other = snapshot_and_catch_up(stack, TEMPLATE, rounds + number, rows, further=_further(source))
+            others.append(other)
+            say(f"round {number}: {source}: snapshot {_words(other[0])}; catch-up {_words(other[1])}")
         if with_debezium:
             peer = debezium.snapshot_and_catch_up(stack, TEMPLATE, number, rows)
             theirs.append(peer)
             say(f"round {number}: Debezium: snapshot {_rate(peer[0])}; catch-up {_rate(peer[1])}")
-    figures = _phase_figures([first for first, _ in ours], [second for _, second in ours])
+    figures = _phase_figures(ours)
+    if source is not None:
+        figures |= _named(source, _phase_figures(others))
+        figures[f"{source}_snapshot_ratio_to_triggers"] = ratio_of_medians(
+            *([snapshot.rows_per_second for snapshot, _ in phases] for phases in (others, ours))
+        )
     return figures | debezium.phase_figures(ours, theirs) if with_debezium else figures
 
 
@@ -74,7 +90,16 @@ def fill(stack: BenchStack, rows: int) -> None:
         connection.execute(f"VACUUM ANALYZE public.{TABLE}")
 
 
-def _phase_figures(snapshots: list[Phase], catch_ups: list[Phase]) -> Figures:
+def _further(source: str) -> dict[str, str]:
+    return {"VIEWKEEPER_CDC_SOURCE": source}
+
+
+def _named(source: str, figures: Figures) -> Figures:
+    return {f"{source}_{name}": value for name, value in figures.items()}
+
+
+def _phase_figures(rounds: list[tuple[Phase, Phase]]) -> Figures:
+    snapshots, catch_ups = [first for first, _ in rounds], [second for _, second in rounds]
     both = [*snapshots, *catch_ups]
     return {
         "snapshot_rows_per_second": median(phase.rows_per_second for phase in snapshots),
@@ -94,11 +119,14 @@ def _ratio_to_read(phases: list[Phase]) -> float:
     return ratio_of_medians((phase.rows_per_second for phase in phases), reads)
 
 
-def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
+def _live(
+    stack: BenchStack, scale: float, rate: int, rows: int, *, further: Mapping[str, str] | None = None
+) -> Figures:
     """Measure what one capture that has finished its snapshot uses at rest, then live latency at both rates."""
     database = "live"
     stack.create_database(database, template=TEMPLATE)
-    pipeline = stack.pipeline(source=database, view=database, topic_prefix=database)
+    topic_prefix = f"{database}{len(further or ())}"
+    pipeline = stack.pipeline(source=database, view=database, topic_prefix=topic_prefix, further=further)
     pipeline.attach(TABLE)
     seconds = _live_seconds(scale)
     figures: Figures = {}
@@ -121,6 +149,7 @@ def _live(stack: BenchStack, scale: float, rate: int, rows: int) -> Figures:
                 },
                 changes_per_second,
             )
+    pipeline.detach(TABLE)
     stack.drop_database(database)
     return figures
 
@@ -149,16 +178,23 @@ def _rate(effort: Effort) -> str:
     help="Snapshots and catch-ups, each on fresh copies of the table.",
 )
 @click.option(
+    "--source",
+    envvar="SOURCE",
+    show_envvar=True,
+    type=click.Choice(SOURCES),
+    help="Another source, beside the triggers and in turn with them.",
+)
+@click.option(
     "--peer",
     envvar="PEER",
     show_envvar=True,
     type=click.Choice(PEERS),
     help="Who does the same on the same servers, in turn.",
 )
-def main(scale: float, rate: int, rounds: int, peer: str | None) -> None:
+def main(scale: float, rate: int, rounds: int, source: str | None, peer: str | None) -> None:
     """Measure the capture; live latency at RATE and at 200 changes/s."""
     with bench_stack() as stack:
-        figures = measure(stack, scale, rate, rounds=rounds, with_debezium=peer is not None)
+        figures = measure(stack, scale, rate, rounds=rounds, source=source, with_debezium=peer is not None)
     report("capture", figures, rate=rate)
 
 

@@ -92,6 +92,7 @@ def snapshot_and_catch_up(
     with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
         update_all(connection)
     catch_up = _phase(stack, pipeline, begins, rows, form)
+    pipeline.detach(TABLE)
     stack.drop_database(database)
     return snapshot, catch_up
 

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from cdc.tables import SourceKind
 from compose.local.kafka import KafkaBroker
 from tests.daemons import Daemons
 from tests.torture import Torture
@@ -28,13 +29,16 @@ SETTINGS = {
 
 
 @pytest.mark.torture
+@pytest.mark.usefixtures("wal")
+@pytest.mark.parametrize("kind", [SourceKind.TRIGGERS, SourceKind.WAL])
 def test_topics_equal_tables_and_no_watermark_is_ahead_of_the_truth(
-    source_url: str, kafka: KafkaBroker, topic_prefix: str, daemon: Daemons, torture: Torture
+    source_url: str, kafka: KafkaBroker, topic_prefix: str, daemon: Daemons, torture: Torture, kind: SourceKind
 ) -> None:
-    source = CapturedSource(source_url, kafka.bootstrap_servers, topic_prefix)
+    source = CapturedSource(source_url, kafka.bootstrap_servers, topic_prefix, kind)
     notes = fill(source_url)
     source.attach(*AT_FIRST)
-    captures = Captures(lambda: daemon("cdc", "run", settings=SETTINGS), torture.random)
+    settings = {**SETTINGS, "VIEWKEEPER_CDC_SOURCE": kind}
+    captures = Captures(lambda: daemon("cdc", "run", settings=settings), torture.random)
     notes += _write_and_trouble(source, captures, torture)
     captures.settle()
     names = [f"public.{table}" for table in KEYS]
