@@ -255,8 +255,15 @@ class WalSource(Source):
         trouble = slot_state(self._connection, self._capture).trouble
         if trouble is not None:
             self._lost(trouble)
-        if self._stream is not None:
+        if self._stream is None:
+            return
+        try:
             demand_asynchronous(self._connection, self._stream.backend_pid, self._name, where=self._where)
+        except CaptureError as error:
+            # Said at once, and the stream is ended: a commit of ours may wait for this very stream.
+            log.error("synchronous_standby", reason=str(error))  # noqa: TRY400 - its trace says nothing
+            self.close()
+            raise
 
     def _lost(self, reason: str) -> None:
         if not self._remake:

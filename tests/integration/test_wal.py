@@ -1,10 +1,15 @@
 """The capture from the WAL: its topics equal their tables, whatever is done to them and to it."""
 
+import signal
+
+import pytest
+
 from cdc.attachment import detach
 from cdc.wire import TableName
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
-from tests.integration.wal_steps import SLOTS, SMALL_PAGES, attach_wal, run_wal
+from tests.integration.wal_steps import SLOTS, SMALL_PAGES, WAL, attach_wal, run_wal
+from tests.torture_steps import Kind, Step
 from tests.waiting import wait_until
 
 
@@ -45,6 +50,36 @@ def test_killed_again_and_again_it_goes_on_where_it_was(wal: Source, daemon: Dae
     capture = run_wal(daemon, SMALL_PAGES)
     wal.wait_exact("tweets")
     assert not capture.logged("to_be_read_anew")
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("step", Step)
+def test_killed_at_a_step_of_any_unit_it_goes_on_from_what_is_committed(
+    step: Step, wal: Source, daemon: Daemons
+) -> None:
+    wal.run(
+        "CREATE TABLE counted (id bigint PRIMARY KEY, version bigint NOT NULL)",
+        "INSERT INTO counted SELECT i, 0 FROM generate_series(1, 500) i",
+    )
+    attach_wal(wal, "counted")
+    changes = [
+        (Kind.CHUNK, 3, "UPDATE counted SET version = 1 WHERE id % 50 = 0"),
+        (Kind.ROUND, 1, "UPDATE counted SET version = 2 WHERE id % 50 = 1; DELETE FROM counted WHERE id % 50 = 2"),
+        # Five pages of one transaction.
+        (Kind.ROUND, 3, "UPDATE counted SET version = 3"),
+        (Kind.SWEEP, 1, "BEGIN; TRUNCATE counted; INSERT INTO counted VALUES (1, 4), (1000, 4); COMMIT"),
+    ]
+    for kind, number, change in changes:
+        words = (kind, str(number), step, signal.SIGKILL.name, "run")
+        killed = daemon("tests.torture_steps", *words, settings={**WAL, **SMALL_PAGES})
+        if kind is not Kind.CHUNK:
+            wal.wait_published("counted")
+        wal.run(*change.split("; "))
+        assert killed.wait(30) == -signal.SIGKILL
+        wal.run("UPDATE cdc.capture SET leader = NULL")
+        capture = run_wal(daemon, SMALL_PAGES)
+        wal.wait_exact("counted")
+        assert capture.terminate() == 0
 
 
 def test_detach_leaves_nothing_in_the_source(wal: Source, daemon: Daemons) -> None:

@@ -18,10 +18,12 @@ from cdc.session import SESSION
 from cdc.tables import CapturedTable, SourceKind, captured_tables
 from cdc.wal import WalSource
 from cdc.wire import TableName
+from compose.local.kafka import KafkaBroker
 from compose.local.postgres import postgres as run_postgres
 from runtime.postgres import connect
-from tests.daemons import ROOT
-from tests.integration.captured_source import CAPTURE
+from tests.daemons import ROOT, Daemons
+from tests.integration.captured_source import CAPTURE, Source
+from tests.integration.wal_steps import attach_wal, run_wal
 from tests.waiting import wait_until
 
 PAGE_KEYS = 1_000
@@ -91,12 +93,12 @@ def rounds(server_url: str) -> Iterator[Rounds]:
 
 
 @contextmanager
-def _standby_awaited(url: str) -> Iterator[None]:
-    """Have commits wait for a standby that is not there, all but those with synchronous_commit=local."""
+def _standby_awaited(url: str, name: str = "absent") -> Iterator[None]:
+    """Have commits wait for a standby of this name, all but those with synchronous_commit=local."""
     with closing(connect(url, name="test", settings={"synchronous_commit": "local"})) as session:
-        session.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
+        session.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
         session.execute("SELECT pg_reload_conf()")
-        wait_until(lambda: _shown(session) == "absent", what="the new setting")
+        wait_until(lambda: _shown(session) == name, what="the new setting")
         try:
             yield
         finally:
@@ -167,3 +169,18 @@ def test_a_table_begins_before_what_is_not_visible_yet(server_url: str, rounds: 
         writer.join()
         rounds.wait(lambda: rounds.rows["public.tweets"], "the row once it is visible")
         assert b'"new"' in rounds.rows["public.tweets"][-1]
+
+
+def test_a_capture_that_commits_wait_for_stops(
+    server_url: str, kafka: KafkaBroker, topic_prefix: str, daemon: Daemons
+) -> None:
+    """They would wait for it, and it for them."""
+    with closing(connect(server_url, name="test", settings={"TimeZone": "UTC"})) as session:
+        wal = Source(session, server_url, kafka, topic_prefix)
+        attach_wal(wal, "tweets")
+        capture = run_wal(daemon, {"VIEWKEEPER_SOURCE_URL": server_url})
+        wal.wait_exact("tweets")
+        with _standby_awaited(server_url, name="*"):
+            told = capture.wait_logged("synchronous_standby")
+        assert "name the real ones there, without * and without 'viewkeeper-cdc viewkeeper wal'" in told["reason"]
+        assert capture.wait() == 1
