@@ -8,6 +8,9 @@ from tests.daemons import Daemons
 from tests.integration.polled_source import BOTH, INCREMENTING, NO_LOOK_BACK, TIMESTAMP, PolledSource
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 SWEEP_OFTEN = {"VIEWKEEPER_CDC_SWEEP_SECONDS": "1"}
 
 

@@ -16,6 +16,9 @@ from tests.integration.polled_source import BOTH, TIMESTAMP, PolledSource
 from tests.standby import back_up, wait_replayed
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 TAKE_OVER_SECONDS = 10.0
 KEYED = f'{TIMESTAMP}\nkey = ["id"]'
 
@@ -141,7 +144,6 @@ def test_nothing_is_attached_and_tables_have_to_be_named(polled: PolledSource, d
     assert "tables are named in VIEWKEEPER_CDC_TABLES" in attach.log_text()
 
 
-@pytest.mark.newest_postgres
 def test_a_replica_is_polled(
     tmp_path_factory: pytest.TempPathFactory,
     postgres_binaries: Path,

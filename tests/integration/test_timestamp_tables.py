@@ -11,6 +11,9 @@ from tests.daemons import Daemons
 from tests.integration.polled_source import BOTH, TIMESTAMP, PolledSource
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 
 def test_keys_of_every_kind_are_found_looked_up_and_swept(polled: PolledSource, daemon: Daemons) -> None:
     polled.run(
@@ -41,7 +44,6 @@ def _texts(polled: PolledSource) -> dict[str, int]:
     return {text: texts.count(text) for text in set(texts)}
 
 
-@pytest.mark.newest_postgres
 def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: PolledSource, daemon: Daemons) -> None:
     daemon("cdc", "run", settings=polled.tables(items=BOTH))
     polled.wait_published("items")
@@ -51,7 +53,6 @@ def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: Polled
     polled.assert_topic_equals_table("items", "id")
 
 
-@pytest.mark.newest_postgres
 def test_a_table_that_triggers_captured_is_read_anew_when_that_is_asked_for(
     source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Path, daemon: Daemons
 ) -> None:

@@ -17,6 +17,9 @@ from tests.integration.captured_source import CAPTURE, Source, insert_tweets
 from tests.integration.wal_steps import SLOTS, WAL, attach_wal, run_wal
 from tests.waiting import wait_until
 
+# What these tests are about is none of the versions' business, and they take long.
+pytestmark = pytest.mark.newest_postgres
+
 ANEW = {"VIEWKEEPER_CDC_ON_LOST_SLOT": "snapshot"}
 PUBLICATION = "viewkeeper_viewkeeper"
 

@@ -41,7 +41,7 @@ def test_every_wrong_or_missing_setting_is_named_with_what_is_accepted(monkeypat
     assert "VIEWKEEPER_TOPIC_PARTITIONS is wrong" in text
     assert "a whole number from 1 to 1000" in text
     assert "VIEWKEEPER_CDC_SOURCE is wrong" in text
-    assert "accepted: triggers or timestamp" in text
+    assert "accepted: triggers or wal or timestamp" in text
 
 
 def test_a_secret_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
