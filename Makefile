@@ -1,5 +1,5 @@
-# Every target sets up what it needs. PYTHON= names another Python than python3. Benchmarks read SCALE, RATE and
-# PEER from the environment, to which make adds what is given on its command line.
+# Every target sets up what it needs. PYTHON= names another Python than python3. Benchmarks read SCALE, RATE, PEER
+# and so on from the environment, to which make adds what is given on its command line.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 ROUNDS ?= 20
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: help demo clean-demo test needs torture check format lock clean
+.PHONY: help demo clean-demo test coverage needs torture check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "NAME", $$1); printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ clean-demo: $(INSTALLED) ## remove the demo's data, on servers of your own too
 	@$(BIN)/python -m compose.demo clean
 
 test: needs check ## check, then all tests on real servers; ARGS= for pytest, JOBS=5, PG15_BIN=
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
+
+coverage: needs ## all tests, and which lines none of them runs in its own process: daemons are not seen
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal --cov --cov-report=term:skip-covered $(ARGS)
 
 torture: needs ## the tests that find trouble at random, for long; ROUNDS=20, SEED=
@@ -43,7 +46,7 @@ format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-%: $(INSTALLED) ## measure capture, large, encoding, projector, api, freshness; SCALE=0.1, capture: PEER=debezium, SOURCE=wal, ROUNDS=3
+bench-%: $(INSTALLED) ## measure capture, large, encoding, projector, api, streams, freshness; SCALE=0.1, capture: PEER=debezium, SOURCE=wal or timestamp, ROUNDS=3; projector: PROCESSES=2, GROWTH=1
 	@$(BIN)/python -m tests.bench.$*
 
 lock: $(INSTALLED) ## lock the requirements of pyproject.toml anew

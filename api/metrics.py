@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 _REQUEST_SECONDS = Histogram(
     "viewkeeper_api_request_seconds",
@@ -17,8 +17,27 @@ LOOKUP_KEYS = Histogram(
 )
 STORE_CONNECTIONS = Gauge("viewkeeper_api_store_connections", "Connections to the store that answer.")
 
+STREAMS = Gauge("viewkeeper_api_streams", "Streams of rows that are open.")
+STREAM_CHANGES = Counter(
+    "viewkeeper_api_stream_changes", "Records in the topics of views that were about a row with streams."
+)
+_STREAM_EVENTS = Counter("viewkeeper_api_stream_events", "Events sent to streams, by their name.", ["event"])
+_STREAMS_DROPPED = Counter("viewkeeper_api_streams_dropped", "Streams that were cut off, by the reason.", ["reason"])
+
 
 @cache
 def request_seconds(status: int) -> Histogram:
     """Return the histogram of replies with one status."""
     return _REQUEST_SECONDS.labels(str(status))
+
+
+@cache
+def stream_event(event: str) -> Counter:
+    """Return the counter of events with one name."""
+    return _STREAM_EVENTS.labels(event)
+
+
+@cache
+def stream_dropped(reason: str) -> Counter:
+    """Return the counter of streams that were cut off for one reason."""
+    return _STREAMS_DROPPED.labels(reason)

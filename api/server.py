@@ -11,11 +11,16 @@ import structlog
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import application
+from api.attachments import Attachments
 from api.errors import ApiError
+from api.events import body_of
+from api.limits import LimitedProtocol
+from api.sampling import Sampler
 from api.store import PostgresStore
+from api.streaming import Streaming
+from api.streams import Streams
 from projector.definition import View
 from runtime.errors import ConfigurationError
 from runtime.settings import ApiSettings, variable
@@ -37,7 +42,7 @@ class HttpServer(uvicorn.Server):
     """Uvicorn in our own loop, on a socket that listens already; signals are ours."""
 
     def __init__(self, app: Starlette, *, connections: int = CONNECTIONS) -> None:
-        class Protocol(HttpToolsProtocol):
+        class Protocol(LimitedProtocol):
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
                 super().connection_made(transport)
                 if len(self.connections) > connections:
@@ -108,7 +113,10 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
     def ready() -> tuple[bool, str]:
         return (False, "stopping") if stop.requested else store.ready()
 
-    server = HttpServer(application(views, store, ready=ready), connections=_affordable_connections())
+    sampler = Sampler(settings.view_url, settings if settings.kafka_bootstrap_servers else None, views)
+    streaming = _streaming(settings, views, store)
+    app = application(views, store, sampler, streaming, ready=ready, min_as_of_seconds=settings.api_min_as_of_seconds)
+    server = HttpServer(app, connections=_affordable_connections())
     keeping = asyncio.create_task(store.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(asyncio.to_thread(stop.event.wait))
@@ -120,17 +128,39 @@ async def _serve(settings: ApiSettings, views: Sequence[View], listener: socket.
         if serving.done():
             error = serving.exception()
             raise ApiError(f"api: the HTTP server ended by itself: {error!r}; start the api again") from error
-        # It takes no more connections, and finishes the requests in hand.
+        # It takes no more connections, and finishes the requests in hand; streams would never finish.
         server.should_exit = True
+        if streaming is not None:
+            streaming.streams.end()
         await serving
         if keeping.done():
             keeping.result()
     finally:
-        # The thread that waits for the stop would hold the process.
+        # The threads that wait for the stop, or follow topics, would hold the process.
         stop.request()
+        if streaming is not None:
+            streaming.streams.end()
         keeping.cancel()
         await asyncio.gather(keeping, serving, stopping, return_exceptions=True)
+        await sampler.close()
     log.info("api_stopped")
+
+
+def _streaming(settings: ApiSettings, views: Sequence[View], store: PostgresStore) -> Streaming | None:
+    if not settings.kafka_bootstrap_servers:
+        return None
+    # Imported only where it is used: Kafka's client takes memory.
+    from api.changes import Changes
+
+    streams = Streams(
+        store,
+        {view.name: body_of(view) for view in views},
+        Changes(settings, views, asyncio.get_running_loop()).follow,
+        limit=settings.api_streams,
+        heartbeat_seconds=settings.api_heartbeat_seconds,
+        stall_seconds=settings.api_stream_stall_seconds,
+    )
+    return Streaming(streams, Attachments(settings.view_url))
 
 
 def _affordable_connections() -> int:

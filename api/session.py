@@ -9,12 +9,20 @@ from psycopg import errors as pg
 from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
-from psycopg.sql import SQL, Composed, Literal
+from psycopg.sql import SQL, Composed, Identifier, Literal
 
-from api.keys import array_literal
+from api.keys import Key, array_literals
+from api.statements import LookUp
 from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
-from runtime.postgres import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailable, connect_error, describe, translated
+from runtime.postgres import (
+    CONNECT_TIMEOUT_SECONDS,
+    DatabaseError,
+    DatabaseUnavailable,
+    connect_error,
+    describe,
+    translated,
+)
 
 STATEMENT_SECONDS = 1.0
 ANSWER_SECONDS = 1.5
@@ -33,6 +41,10 @@ _SETTINGS = {
 _MISSING = (pg.UndefinedTable, pg.InvalidSchemaName, pg.UndefinedColumn)
 
 
+class _Outdated(DatabaseError):  # noqa: N818 - the state, not a failure
+    """A cached plan must not change its result's types: since a rebuild's swap the view's name leads to others."""
+
+
 class Session:
     """A connection with one prepared statement for each view, by its name. Made by `open_session`.
 
@@ -47,9 +59,12 @@ class Session:
         self._loader = Transformer(connection)
         self._loop = asyncio.get_running_loop()
         self._socket = self._pgconn.socket
+        self._statements: dict[str, bytes] = {}
         self._reply: asyncio.Future[PGresult] | None = None
         self._result: PGresult | None = None
+        self._parameters: dict[str, int] = {}
         self._loop.add_reader(self._socket, self._on_readable)
+        self._is_in_loop = True
 
     async def configure(self) -> None:
         """Set what the look-ups rely on, whatever the role or the database say; raises as `look_up` does.
@@ -60,41 +75,61 @@ class Session:
         with translated(self._where):
             await self._answer_to(lambda: self._pgconn.send_query(text))
 
-    async def prepare(self, view_name: str, statement: Composed) -> None:
+    async def prepare(self, view_name: str, look_up: LookUp) -> None:
         """Prepare a view's look-up, and look nothing up; raises as `look_up` does."""
-        text = statement.as_bytes(self._connection)
-        await self._exchange(view_name, lambda: self._pgconn.send_prepare(view_name.encode(), text))
+        self._statements[view_name] = look_up.statement.as_bytes(self._connection)
+        self._parameters[view_name] = look_up.parameters
+        await self._prepare(view_name)
         await self.look_up(view_name, ())
 
-    async def look_up(self, view_name: str, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    async def look_up(self, view_name: str, keys: Sequence[Key]) -> list[tuple[Any, ...]]:
         """Look keys up in one statement; its rows are those of `api.statements.look_up`, in no order.
 
         Raises DatabaseUnavailable, DatabaseError or, where a right, the migration or a column is missing,
         ConfigurationError; then the session is to be closed. One look-up at a time.
         """
-        literal = array_literal(keys).encode()
-        result = await self._exchange(
-            view_name,
-            lambda: self._pgconn.send_query_prepared(view_name.encode(), [literal], result_format=Format.BINARY),
-        )
+        literals = array_literals(keys, columns=self._parameters[view_name])
+        try:
+            result = await self._execute(view_name, literals)
+        except _Outdated:
+            await self._prepare_again(view_name)
+            result = await self._execute(view_name, literals)
         self._loader.set_pgresult(result)
         return self._loader.load_rows(0, result.ntuples, tuple)
 
     async def close(self) -> None:
         """Close the connection."""
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
+        self._leave_loop()
         await self._connection.close()
+
+    async def _execute(self, view_name: str, literals: Sequence[bytes]) -> PGresult:
+        """Execute a prepared look-up; raises _Outdated where it has to be prepared again."""
+        return await self._exchange(
+            view_name,
+            lambda: self._pgconn.send_query_prepared(view_name.encode(), literals, result_format=Format.BINARY),
+        )
+
+    async def _prepare(self, view_name: str) -> None:
+        text = self._statements[view_name]
+        await self._exchange(view_name, lambda: self._pgconn.send_prepare(view_name.encode(), text))
+
+    async def _prepare_again(self, view_name: str) -> None:
+        deallocate = SQL("DEALLOCATE {}").format(Identifier(view_name)).as_bytes(self._connection)
+        await self._exchange(view_name, lambda: self._pgconn.send_query(deallocate))
+        await self._prepare(view_name)
 
     async def _exchange(self, view_name: str, send: Callable[[], None]) -> PGresult:
         """Send one command about a view and return its result."""
         with translated(self._where):
             try:
                 return await self._answer_to(send)
+            except pg.FeatureNotSupported as error:
+                raise _Outdated(f"{self._where}: {error.diag.message_primary}") from error
             except _MISSING as error:
                 raise ConfigurationError(
                     f"{self._where}: {error.diag.message_primary}, without which the view {view_name!r} cannot be "
-                    f"read; run\n{migration_command('view')}"
+                    f"read; run\n{migration_command('view')}\nand, for a view that was declared after that had run, "
+                    f"viewkeeper-projector rebuild {view_name}"
                 ) from error
 
     async def _answer_to(self, send: Callable[[], None]) -> PGresult:
@@ -139,15 +174,22 @@ class Session:
                 return
         except psycopg.OperationalError as error:
             # The end of the stream can be read for ever. Who waits learns it now, who comes later from libpq.
-            self._loop.remove_reader(self._socket)
+            self._leave_loop()
             self._fail(error)
+
+    def _leave_loop(self) -> None:
+        """Take the socket out of the loop, once: libpq closes a lost one, and then its number is somebody else's."""
+        if self._is_in_loop:
+            self._is_in_loop = False
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
 
     def _fail(self, error: psycopg.OperationalError) -> None:
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(error)
 
 
-async def open_session(url: str, statements: Mapping[str, Composed]) -> Session:
+async def open_session(url: str, statements: Mapping[str, LookUp]) -> Session:
     """Connect, and check that each view can be read by its statement.
 
     Raises DatabaseUnavailable when the server cannot be reached, ConfigurationError when it refuses the login or when
@@ -170,8 +212,8 @@ async def open_session(url: str, statements: Mapping[str, Composed]) -> Session:
     session = Session(connection)
     try:
         await session.configure()
-        for view_name, statement in statements.items():
-            await session.prepare(view_name, statement)
+        for view_name, look_up in statements.items():
+            await session.prepare(view_name, look_up)
     except BaseException:
         await session.close()
         raise

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from api.errors import StoreUnavailable
+from api.keys import Key
 from api.metrics import LOOKUP_KEYS, STORE_CONNECTIONS
 from api.session import Session, open_session
 from api.statements import look_up
@@ -34,16 +35,22 @@ _random = SystemRandom()
 class Reading:
     """What the store knows of one key: the values of the resource's fields, in order, or None if it has no row.
 
-    `as_of` is the time (RFC 3339, UTC) that this fully reflects, None while that is unknown.
+    `as_of` is the time (RFC 3339, UTC) that this fully reflects, None while that is unknown; one that `is_certain` is
+    no estimate.
     """
 
     values: Sequence[Any] | None
     as_of: str | None
+    is_certain: bool
+
+    def reflects(self, time: str) -> bool:
+        """Return whether everything that was committed by a time, written as `as_of` is, is in this for sure."""
+        return self.is_certain and self.as_of is not None and self.as_of >= time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    key: str
+    key: Key
     reading: asyncio.Future[Reading]
 
 
@@ -68,8 +75,12 @@ class PostgresStore:
         """Return whether the store answers, with a line that says so."""
         return self._connected > 0, self._reason
 
-    async def read(self, view_name: str, key: str) -> Reading:
-        """Read what the store knows of a key, given in its canonical spelling.
+    async def read(self, view_name: str, key: Key) -> Reading:
+        """Read what the store knows of a key, given in its columns' canonical spellings; raises as `ask` does."""
+        return await self.ask(view_name, key)
+
+    def ask(self, view_name: str, key: Key) -> asyncio.Future[Reading]:
+        """Ask what the store knows of a key; the reading is there when the query is answered that holds it.
 
         Raises StoreUnavailable: at once while the store is away or the queue is full, later when a query fails.
         """
@@ -81,7 +92,7 @@ class PostgresStore:
         self._waiting.setdefault(view_name, []).append(waiting)
         self._waiting_requests += 1
         self._wake_for_work()
-        return await waiting.reading
+        return waiting.reading
 
     async def run(self) -> None:
         """Keep the connections until cancelled; a lost one is replaced.
@@ -167,10 +178,10 @@ class PostgresStore:
             except ViewkeeperError:
                 _refuse(batch)
                 raise
-            for position, as_of, found, *values in rows:
+            for position, as_of, is_certain, found, *values in rows:
                 reading = batch[position - 1].reading
                 if not reading.done():  # its request may have gone
-                    reading.set_result(Reading(values if found else None, as_of))
+                    reading.set_result(Reading(values if found else None, as_of, bool(is_certain)))
 
     def _next_batch(self) -> tuple[str, list[_Waiting]]:
         view_name = next(iter(self._waiting))

@@ -1,13 +1,14 @@
 """Attaching tables to a capture and detaching them, without making a writer wait."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import psycopg
 from psycopg import errors as pg
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from cdc.rights import complaint, missing_rights
-from cdc.slots import drop_unused_slot, make_slot
+from cdc.slots import SLOT_PATIENCE_SECONDS, drop_unused_slot, make_slot, slot_held
 from cdc.table_options import Level
 from cdc.tables import SourceKind
 from cdc.wire import TableName
@@ -31,6 +32,10 @@ _ATTACH_PUBLISHED = """
 SELECT cdc.attach_published(%(capture)s, %(table)s::oid::regclass, %(key)s::name[], %(columns)s::name[],
                             %(masks)s::name[])
 """
+_ATTACHED = """
+SELECT t.moving_to, t.kind = 'view' AND NOT t.is_projected
+FROM cdc.captured_table t WHERE t.capture = %s AND t.table_schema = %s AND t.table_name = %s
+"""
 _DETACH = "SELECT cdc.detach(%(capture)s, %(schema)s, %(name)s)"
 
 
@@ -48,6 +53,8 @@ def attach(
 ) -> bool:
     """Attach a table, by statement and primary key unless told otherwise; return False if it is attached already.
 
+    One that is attached for the other source is to move to this one: see `moving_to`. One that was to move is not to
+    any more if it is attached for the source that it has.
     With `columns` no other column leaves the database, and `masks` leave it as a keyed hash. Raises
     ConfigurationError for a table that is missing or cannot be captured, for missing rights, and for other options
     than it is attached with; LockNotAvailable if other transactions kept it locked.
@@ -62,12 +69,10 @@ def attach(
         )
     if missing:
         raise ConfigurationError(complaint(where, str(table), missing))
-    if source is SourceKind.WAL:
-        if level is not None:
-            raise ConfigurationError(
-                f"{table}: a level is that of triggers, and VIEWKEEPER_CDC_SOURCE is wal: leave it out"
-            )
-        make_slot(connection, capture, where=where)
+    if source is SourceKind.WAL and level is not None:
+        raise ConfigurationError(
+            f"{table}: a level is that of triggers, and VIEWKEEPER_CDC_SOURCE is wal: leave it out"
+        )
     lists = {"key": key, "columns": columns, "masks": masks}
     values = {
         "capture": capture,
@@ -77,9 +82,26 @@ def attach(
     }
     try:
         statement = _ATTACH if source is SourceKind.TRIGGERS else _ATTACH_PUBLISHED
-        return _patiently(lambda: _call(connection, statement, values, where))
+        with _slot_for(source, connection, capture, where):
+            return _patiently(lambda: _call(connection, statement, values, where))
     except pg.ObjectNotInPrerequisiteState as error:
         raise ConfigurationError(f"{where}: {error.diag.message_primary}") from error
+    finally:
+        # The last table that moved to the WAL may do so no more, or the first one was refused.
+        _patiently(lambda: _without_slot(connection, capture, where))
+
+
+def how_attached(
+    connection: psycopg.Connection, capture: str, table: TableName, *, where: str
+) -> tuple[SourceKind | None, bool]:
+    """Return the source that an attached table is to move to, if it is to move, and whether its changes stay unseen.
+
+    Those of a view do, until whoever makes them logs them.
+    """
+    with translated(where):
+        row = connection.execute(_ATTACHED, (capture, table.schema, table.name)).fetchone()
+    moving, is_unseen = row or (None, False)
+    return SourceKind(moving) if moving else None, is_unseen
 
 
 def detach(connection: psycopg.Connection, capture: str, table: TableName, *, where: str) -> bool:
@@ -93,11 +115,22 @@ def detach(connection: psycopg.Connection, capture: str, table: TableName, *, wh
     return known
 
 
+@contextmanager
+def _slot_for(source: SourceKind, connection: psycopg.Connection, capture: str, where: str) -> Iterator[None]:
+    """Have the slot there, and nobody drop it, until the table that needs it is attached."""
+    if source is SourceKind.TRIGGERS:
+        yield
+        return
+    with slot_held(connection, capture, where=where, patience_seconds=SLOT_PATIENCE_SECONDS):
+        make_slot(connection, capture, where=where)
+        yield
+
+
 def _without_slot(connection: psycopg.Connection, capture: str, where: str) -> bool:
     if not drop_unused_slot(connection, capture, where=where):
         raise LockNotAvailable(
-            f"{where}: no table of capture {capture} is left, and its replication slot is still read from: stop what "
-            "reads it, see pg_replication_slots, and run this again to drop the slot"
+            f"{where}: no table of capture {capture} is read from the WAL any more, and its replication slot still is: "
+            "stop what reads it, see pg_replication_slots, and run this again to drop the slot"
         )
     return True
 

@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any, TypedDict
 
 import msgspec
+import structlog
 from confluent_kafka.schema_registry import Schema
 from fastavro import parse_schema, schemaless_writer
 
@@ -26,6 +27,8 @@ from cdc.errors import CaptureError
 from cdc.tables import CapturedTable, Column
 from runtime.registry import Registry
 from runtime.settings import KafkaSettings
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,21 @@ class AvroEncoding:
         if known not in self._shapes:
             # The key first: where it is refused, the values' subject is to stay as it is.
             key = self._records(f"{topic}-key", key_schema(topic, table.key), table.key, key_type)
-            row = self._records(f"{topic}-value", value_schema(topic, table.columns), table.columns, value_type)
+            rows = f"{topic}-value"
+            row = self._records(rows, value_schema(topic, table.columns), table.columns, value_type)
+            self._warn_unless_compared(rows)
             self._shapes[known] = _Shape(key, row)
         return self._shapes[known]
+
+    def _warn_unless_compared(self, subject: str) -> None:
+        """Warn of a subject of rows that takes any schema; another one for keys stops the capture in any case."""
+        if not self._registry.compares(subject):
+            log.warning(
+                "schemas_not_compared",
+                subject=subject,
+                reason="its compatibility level is NONE: a column of another type is published, and readers may fail",
+                advice="set the level of the subject, or of the registry, to BACKWARD",
+            )
 
     def _records(
         self, subject: str, schema: str, columns: Sequence[Column], type_of: Callable[[Column], AvroType]

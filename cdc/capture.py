@@ -13,6 +13,7 @@ from cdc.errors import HistoryChanged
 from cdc.lease import Lease
 from cdc.progress import published
 from cdc.publisher import Publisher
+from cdc.rounds import NOTHING_KNOWN
 
 log = structlog.get_logger()
 
@@ -76,8 +77,7 @@ class Capture:
                 table,
                 self.cursor.tables.get(name),
                 next_offsets=self._publisher.next_offsets(table.topic),
-                time=unit.time if name in unit.current else None,
-                uncertain=unit.uncertain,
+                known=unit.known_by.get(name, NOTHING_KNOWN),
                 held_back=self._publisher.held_back(table.topic),
             )
             for name, table in unit.tables.items()
@@ -90,6 +90,8 @@ class Capture:
         return token
 
     def _report(self, before: Cursor, after: Cursor) -> None:
+        for name in before.tables.keys() - after.tables.keys():
+            metrics.WATERMARK.remove(name)
         for name, table in after.tables.items():
             if table.watermark is not None:
                 metrics.WATERMARK.labels(name).set(table.watermark.time.timestamp())

@@ -1,11 +1,11 @@
 """Changes on their way from the source to a topic: pages of finished bytes, no object a row."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cdc.cursor import TableCursor
+from cdc.rounds import KnownBy
 from cdc.tables import CapturedTable
 
 KeyAndRow = tuple[bytes, bytes | None]
@@ -40,15 +40,13 @@ class Unit:
     """What one Kafka transaction publishes: pages, and how far each table has come with them.
 
     Units are published in the order in which they were read, each after a flush of the source unless `heartbeat`: then
-    nothing but the time has moved. With a `time`, everything of the `current` tables that was committed by then is in
-    this unit or an earlier one; `uncertain` says that the time is an estimate. `tokens` are the mark's, as far as this
-    unit has read them.
+    nothing but the time has moved. By the time in `known_by`, all of a table that was committed is in this unit or an
+    earlier one; only a round's unit says that, of each table that it could read. `tokens` are the mark's, as far as
+    this unit has read them.
     """
 
     tables: Mapping[str, TableCursor]
     pages: Sequence[Page] = ()
-    time: datetime | None = None
-    current: frozenset[str] = frozenset()
+    known_by: Mapping[str, KnownBy] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
     heartbeat: bool = False
-    uncertain: bool = False

@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 from pydantic import ValidationError
 from rich.console import Console
 
-from cdc.attachment import attach, detach
+from cdc.attachment import attach, detach, how_attached
 from cdc.daemon import run_session
 from cdc.documents import Attachment, Attachments, RequestedSnapshot, RequestedSnapshots
 from cdc.outside import Outside, outside
@@ -34,6 +34,10 @@ from runtime.postgres import connect, describe, translated
 from runtime.settings import CaptureSettings, CdcSettings, StatusSettings
 from runtime.stop import stop_on_signals
 
+_UNSEEN = (
+    "{view}: a view has no triggers: a change of its rows is published only once whoever makes it calls "
+    "SELECT cdc.log_changes('{view}', '{{keys}}') in its transaction; see docs/design.md, Views"
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -89,11 +93,20 @@ def attach_tables(
                 columns=table.columns,
                 masks=table.masks,
             )
-            done.append(Attachment(table=str(table.name), was_attached=not new))
+            moving, is_unseen = how_attached(connection, settings.cdc_name, table.name, where=where)
+            done.append(Attachment(table=str(table.name), was_attached=not new or moving is not None, moving_to=moving))
             if not as_json:
-                click.echo(f"{table.name}: {'attached' if new else 'was attached already'}")
+                click.echo(f"{table.name}: {_attached_words(new=new, moving=moving)}")
+            if is_unseen:
+                click.echo(_UNSEEN.format(view=table.name), err=True)
         if as_json:
             print_json(Attachments(capture=settings.cdc_name, tables=tuple(done)))
+
+
+def _attached_words(*, new: bool, moving: SourceKind | None) -> str:
+    if moving is not None:
+        return f"moves when viewkeeper-cdc run is started anew with VIEWKEEPER_CDC_SOURCE={moving}"
+    return "attached" if new else "was attached already"
 
 
 def _wanted(

@@ -38,7 +38,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """How far the keys that the topic held below `end_offsets` have been looked up: below `next_offsets`.
 
-    `end_offsets` is empty while records of before are still on their way to the topic: where they end is not known yet.
+    `end_offsets` is empty at first, and while records of before are still on their way to the topic: where they end is
+    not known yet.
     """
 
     next_offsets: tuple[int, ...]

@@ -43,6 +43,8 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
         lease = opened.lease
 
         def waiting() -> None:
+            # Those of before are another's to measure; while the same process tries again, it is good to see them age.
+            metrics.WATERMARK.clear()
             health.beat()
             health.ready("standby: another process is the leader")
 
@@ -83,7 +85,7 @@ def _lead(settings: CdcSettings, stop: Stop, health: Health, opened: OpenSource,
         hold_back=settings.cdc_on_oversize_row == "hold_back",
     )
     capture = Capture(cursor, lease=opened.lease, publisher=publisher, check_topics=taking_up.check)
-    reader = Reader(settings, opened.source, taking_up, cursor)
+    reader = Reader(settings, opened.source, taking_up, cursor, opened.handover)
 
     def interrupt() -> None:
         with suppress(psycopg.Error):

@@ -4,10 +4,14 @@ import msgspec
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """A table that was named, and whether it was attached before the command."""
+    """A table that was named, and whether it was attached before the command.
+
+    `moving_to` is the source that the capture takes it over for when it is started with that one, null mostly.
+    """
 
     table: str
     was_attached: bool
+    moving_to: str | None = None
 
 
 class Attachments(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ class CaptureError(ViewkeeperError):
 
 
 class CatalogChanged(RetryableError):  # noqa: N818 - the state, as the log reads it
-    """A captured table was altered, detached or replaced while it was read: look at the catalog again."""
+    """A captured table, or its topic, was altered or replaced meanwhile: a new session looks at what there is now."""
 
 
 class HistoryChanged(RetryableError):  # noqa: N818 - the state, as the log reads it

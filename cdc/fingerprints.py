@@ -1,15 +1,16 @@
-"""What a table looks like: row changes that fire no trigger change this."""
+"""What a table looks like to a source: row changes that it does not find change this."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdc.cursor import Fingerprint
-from cdc.tables import CapturedTable
+from cdc.tables import CapturedTable, SourceKind
 
 FINGERPRINTS_SQL = """
 WITH RECURSIVE wanted AS (
     SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(rows_oids)s::oid[], %(sources)s::text[],
-                         %(levels)s::text[]) AS w (attachment, root, rows, source, level)
+                         %(levels)s::text[], %(projected)s::boolean[])
+        AS w (attachment, root, rows, source, level, projected)
 ), tree AS (
     SELECT attachment, root AS oid FROM wanted
     UNION ALL
@@ -44,15 +45,17 @@ WITH RECURSIVE wanted AS (
          WHERE y.oid = t.oid AND a.attnum > 0 AND NOT a.attisdropped)), ';' ORDER BY t.oid) AS text
     FROM types t GROUP BY t.attachment
 ), relations AS (
+    -- Another query of a view changes rows; whoever leads a projected one to other tables logs which.
     SELECT t.attachment, string_agg(concat_ws(' ', c.oid, c.relpersistence,
-               (SELECT r.xmin FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND c.relkind = 'v')), ';'
+               (SELECT r.xmin FROM pg_catalog.pg_rewrite r
+                WHERE r.ev_class = c.oid AND c.relkind = 'v' AND NOT w.projected)), ';'
                ORDER BY c.oid) AS text,
            string_agg(c.relfilenode::text, ' ' ORDER BY c.oid) AS files,
            bool_and(c.relpersistence = 'p') AS permanent,
            bool_or(EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid)) AS subscribed,
            bool_and(c.relkind = 'v' OR coalesce(g.armed, 0) = 4) AS armed,
            string_agg(g.text, ';' ORDER BY c.oid) AS triggers
-    FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
+    FROM tree t JOIN wanted w USING (attachment) JOIN pg_catalog.pg_class c ON c.oid = t.oid
     LEFT JOIN LATERAL (
         -- A trigger that was disabled and enabled again has another xmin. Another owner of its function may have been
         -- without the right to log for a while.
@@ -62,10 +65,15 @@ WITH RECURSIVE wanted AS (
         WHERE g.tgrelid = c.oid AND starts_with(g.tgname, 'viewkeeper_' || t.attachment || '_')) AS g ON true
     GROUP BY t.attachment
 )
-SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text, r.triggers,
+SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text,
+           CASE WHEN w.source = 'triggers' THEN r.triggers END,
            -- Another view of the columns that may leave, or another key of their masks.
            (SELECT concat_ws(' ', v.xmin, current_setting('viewkeeper.mask_outer', true))
             FROM pg_catalog.pg_rewrite v WHERE v.ev_class = w.rows AND w.rows <> w.root),
+           -- By other functions, or under other rights, the projector may not have logged for a while.
+           CASE WHEN w.projected THEN (
+               SELECT string_agg(concat_ws(' ', p.oid, p.proowner, p.since), ',' ORDER BY p.oid)
+               FROM cdc.projecting p) END,
            -- A table that was taken out of its publication and added again has other ones.
            CASE WHEN w.source = 'wal' THEN (
                SELECT concat_ws(' ', p.xmin, pr.xmin)
@@ -77,6 +85,9 @@ SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text, r.triggers,
             WHEN w.source = 'wal' THEN cdc.publication_trouble(w.attachment)
             WHEN r.subscribed AND w.level = 'statement'
             THEN 'gets rows by a subscription, which fire no statement-level trigger; detach it, attach it --level row'
+            WHEN w.projected AND NOT cdc.is_projecting_granted()
+            THEN 'is kept by a projector that may not log its changes: its migration was taken back (alembic -n view '
+                 'upgrade head), or its functions in schema projector have another owner (detach it and attach it anew)'
             -- Insert, update, delete and truncate, on each partition, too.
             WHEN NOT r.armed
             THEN 'has triggers of the capture that are missing or disabled; enable them with ALTER TABLE … ENABLE '
@@ -104,12 +115,13 @@ class Seen:
         return Fingerprint(shape=self.shape, files=self.files)
 
 
-def parameters(tables: Sequence[CapturedTable]) -> dict[str, object]:
-    """Return the parameters of `FINGERPRINTS_SQL`."""
+def parameters(tables: Sequence[CapturedTable], source: SourceKind) -> dict[str, object]:
+    """Return the parameters of `FINGERPRINTS_SQL`, for what a source sees of the tables."""
     return {
         "attachments": [table.attachment for table in tables],
         "oids": [table.oid for table in tables],
         "rows_oids": [table.rows_oid for table in tables],
-        "sources": [table.source for table in tables],
+        "sources": [source] * len(tables),
         "levels": [table.level for table in tables],
+        "projected": [table.is_projected for table in tables],
     }

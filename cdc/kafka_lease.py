@@ -4,18 +4,15 @@ The broker's group coordinator sees to it that there is one. A leader that was t
 and the producer's `transactional.id` fences it whatever it does before that.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import psycopg
 import structlog
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, TopicPartition
 
-from cdc.lease import BUSY_SECONDS, LeadershipLost
+from cdc.lease import LeadershipLost, Lease
 from cdc.wire import cursor_topic_name
-from runtime.errors import ViewkeeperError
 from runtime.kafka import consumer, kafka_error
 from runtime.kafka import translated as kafka_translated
 from runtime.postgres import translated
@@ -52,13 +49,15 @@ def lease_group(prefix: str, capture: str) -> str:
     return f"{prefix}.{capture}.lease"
 
 
-class KafkaLease:
+class KafkaLease(Lease):
     """A capture's lease in Kafka. `token` is what its flushes return: what tells the source from others.
 
     The connection is one of the lease's own.
     """
 
     def __init__(self, settings: CdcSettings, connection: psycopg.Connection, *, where: str, token: str) -> None:
+        # A poll waits by itself.
+        super().__init__(keep_seconds=0)
         self._capture = settings.cdc_name
         self._connection = connection
         self._where = where
@@ -75,8 +74,6 @@ class KafkaLease:
         group = lease_group(settings.topic_prefix, settings.cdc_name)
         self._member: Consumer | None = consumer(settings, group=group, name="viewkeeper-cdc-lease", options=options)
         self._owned = False
-        self._progress_at = time.monotonic()
-        self._lost: ViewkeeperError | None = None
 
     def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
         """Wait until the partition is this member's; call `waiting` at each look. Return False if asked to stop."""
@@ -93,40 +90,6 @@ class KafkaLease:
                 told = True
             waiting()
         return False
-
-    @contextmanager
-    def kept(self, beat: Callable[[], None]) -> Iterator[None]:
-        """Poll from a thread while the body leads, also in a long statement.
-
-        Calls `beat` now and then. Stops when the body has shown no progress for BUSY_SECONDS.
-        """
-        over = threading.Event()
-
-        def keep() -> None:
-            while not over.is_set() and time.monotonic() - self._progress_at < BUSY_SECONDS:
-                try:
-                    self._poll()
-                    if not self._owned:
-                        raise LeadershipLost(f"capture {self._capture}: another process took over the lease")
-                except ViewkeeperError as error:
-                    self._lost = error
-                    return
-                beat()
-
-        self._progress_at = time.monotonic()
-        thread = threading.Thread(target=keep, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    def progress(self, turned_at: float) -> None:
-        """Note when (`time.monotonic()`) the leader's loop has turned last; raises what lost the lease."""
-        self._progress_at = turned_at
-        if self._lost is not None:
-            raise self._lost
 
     def flush(self, *, published: str) -> str:  # noqa: ARG002 - interface
         """Return once all that was read up to now is on the source's disk.
@@ -153,6 +116,11 @@ class KafkaLease:
         member, self._member = self._member, None
         if member is not None:
             member.close()
+
+    def _keep(self) -> None:
+        self._poll()
+        if not self._owned:
+            raise LeadershipLost(f"capture {self._capture}: another process took over the lease")
 
     def _is_flushed(self, lsn: str) -> bool:
         row = self._connection.execute(_IS_FLUSHED, {"lsn": lsn}, prepare=True).fetchone()

@@ -1,9 +1,10 @@
 """Requests to a capture whose source must not be written to: records of `<prefix>.requests`, which its leader reads."""
 
 import secrets
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 from confluent_kafka import IsolationLevel
@@ -30,10 +31,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     keys: tuple[Order, ...] | None = None
 
 
+class KeysRequest(NamedTuple):
+    """Keys of a table that are to be read again."""
+
+    number: int
+    keys: tuple[Order, ...]
+
+
 class RequestTopic:
     """Writes a capture's requests, and reads them; a request's number is its offset and one.
 
-    `newest` has the newest request for a snapshot of each table, by the table's name, and `asked_at` its time.
+    `newest` has the newest request for a snapshot of each table, by the table's name, and `asked_at` its time;
+    `newest_keys` has the newest one for keys.
     """
 
     def __init__(self, settings: KafkaSettings, client: AdminClient, capture: str) -> None:
@@ -42,12 +51,13 @@ class RequestTopic:
         self._capture = capture
         self._topic = requests_topic_name(settings.topic_prefix)
         self._reader: RecordReader | None = None
-        self._keys: dict[str, list[Order]] = defaultdict(list)
+        self._keys: dict[str, deque[KeysRequest]] = defaultdict(deque)
         self.newest: dict[str, int] = {}
+        self.newest_keys: dict[str, int] = {}
         self.asked_at: dict[str, datetime] = {}
 
     def read(self) -> None:
-        """Read what was asked for up to now; from the topic's beginning at first, since reading again does no harm."""
+        """Read what was asked for up to now; from the topic's beginning at first: the cursor knows what is done."""
         end = end_offsets(self._client, self._topic, 1, isolation=IsolationLevel.READ_COMMITTED)
         if self._reader is None:
             self._reader = RecordReader(self._settings, self._topic, (0,), name="requests")
@@ -57,19 +67,21 @@ class RequestTopic:
                 if key == self._capture.encode() and isinstance(value, bytes):
                     self._take(value, offset, record.timestamp()[1])
 
-    def take_keys(self, table: str, most_keys: int) -> list[Order]:
-        """Return the next keys of a table that were asked for, `most_keys` at most; each is returned once."""
-        keys = self._keys[table]
-        taken, self._keys[table] = keys[:most_keys], keys[most_keys:]
-        return taken
+    def next_keys(self, table: str, *, done: int) -> KeysRequest | None:
+        """Return the oldest request for keys of a table that is newer than `done`; what is older is forgotten."""
+        waiting = self._keys[table]
+        while waiting and waiting[0].number <= done:
+            waiting.popleft()
+        return waiting[0] if waiting else None
 
     def ask_for_snapshots(self, tables: Sequence[TableName]) -> tuple[int, ...]:
         """Ask for snapshots of all tables or none; return the requests' numbers."""
         return self._send([Request(table=str(table)) for table in tables])
 
-    def ask_for_keys(self, table: TableName, keys: Sequence[Sequence[str]]) -> None:
-        """Ask for keys from the topic, a list a key column, to be read and published."""
-        self._send([Request(table=str(table), keys=tuple(zip(*keys, strict=True)))])
+    def ask_for_keys(self, table: TableName, keys: Sequence[Sequence[str]]) -> int:
+        """Ask for keys from the topic, a list a key column, to be read and published; return the request's number."""
+        (number,) = self._send([Request(table=str(table), keys=tuple(zip(*keys, strict=True)))])
+        return number
 
     def close(self) -> None:
         """Close the reader."""
@@ -87,8 +99,9 @@ class RequestTopic:
         if request.keys is None:
             self.newest[request.table] = offset + 1
             self.asked_at[request.table] = datetime.fromtimestamp(asked_at_ms / 1000, UTC)
-        else:
-            self._keys[request.table].extend(request.keys)
+        elif request.keys:
+            self._keys[request.table].append(KeysRequest(offset + 1, request.keys))
+            self.newest_keys[request.table] = offset + 1
 
     def _send(self, requests: Sequence[Request]) -> tuple[int, ...]:
         with translated(f"topic {self._topic}"):

@@ -3,9 +3,9 @@
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from contextlib import contextmanager
 
 import psycopg
 import structlog
@@ -38,79 +38,33 @@ class LeadershipLost(RetryableError):  # noqa: N818 - the state, as the log read
     """Another process took the lease over: wait as its standby."""
 
 
-class Lease(Protocol):
-    """Makes one process the leader of a capture, and says what of the source is on disk."""
+class Lease(ABC):
+    """Makes one process the leader of a capture, and says what of the source is on disk.
 
-    def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
-        """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
-
-    def kept(self, beat: Callable[[], None]) -> AbstractContextManager[None]:
-        """Stay the leader while the body leads, also in a long statement; call `beat` now and then."""
-
-    def progress(self, turned_at: float) -> None:
-        """Note when (`time.monotonic()`) the leader's loop has turned last.
-
-        Raises what kept the lease from being renewed, LeadershipLost mostly.
-        """
-
-    def flush(self, *, published: str) -> str:
-        """Return once all that was read up to now is on the source's disk, with a token of its history.
-
-        `published` is the token of the newest cursor that Kafka is known to have committed.
-        """
-
-    def release(self) -> None:
-        """Give the lease back, so that a standby need not wait for its end."""
-
-
-class RowLease:
-    """A capture's row in the source, held by one leader that raises its `beat`.
-
-    A process that sees no progress for `lease_seconds` on its own clock takes the lease over; no two clocks are
-    compared. The connection must be in autocommit with `synchronous_commit=on`.
+    Whoever leads is kept the leader by a thread, once in `keep_seconds`.
     """
 
-    def __init__(self, connection: psycopg.Connection, capture: str, *, where: str, lease_seconds: float) -> None:
-        self._connection = connection
-        self._capture = capture
-        self._where = where
-        self._lease_seconds = lease_seconds
-        self._leader = f"{connection.info.backend_pid}-{secrets.token_hex(8)}"
+    def __init__(self, *, keep_seconds: float) -> None:
+        self._keep_seconds = keep_seconds
         self._progress_at = time.monotonic()
         self._lost: ViewkeeperError | None = None
 
+    @abstractmethod
     def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
         """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
-        with translated(self._where):
-            self._connection.execute(_REGISTER, {"capture": self._capture})
-        seen: tuple[str | None, int] | None = None
-        seen_at = time.monotonic()
-        while not stop.requested:
-            state = self._state()
-            if state != seen:
-                if seen is None and state[0] is not None:
-                    log.info("standby", capture=self._capture, leader=state[0], reason="another process is the leader")
-                seen, seen_at = state, time.monotonic()
-            leaderless = state[0] is None or time.monotonic() - seen_at >= self._lease_seconds
-            if leaderless and self._take(*state):
-                log.info("leading", capture=self._capture, leader=self._leader)
-                return True
-            waiting()
-            stop.wait(min(self._lease_seconds / 5, RENEW_SECONDS))
-        return False
 
     @contextmanager
     def kept(self, beat: Callable[[], None]) -> Iterator[None]:
-        """Renew the lease each second from a thread while the body leads, so that a long statement looks alive.
+        """Stay the leader while the body leads, also in a long statement; call `beat` each time.
 
-        Calls `beat` each time. Stops when the body has shown no progress for BUSY_SECONDS.
+        Stops when the body has shown no progress for BUSY_SECONDS.
         """
         over = threading.Event()
 
         def keep() -> None:
-            while not over.wait(RENEW_SECONDS) and time.monotonic() - self._progress_at < BUSY_SECONDS:
+            while not over.wait(self._keep_seconds) and time.monotonic() - self._progress_at < BUSY_SECONDS:
                 try:
-                    self._update(_RENEW, {})
+                    self._keep()
                 except ViewkeeperError as error:
                     self._lost = error
                     return
@@ -134,6 +88,58 @@ class RowLease:
         if self._lost is not None:
             raise self._lost
 
+    @abstractmethod
+    def flush(self, *, published: str) -> str:
+        """Return once all that was read up to now is on the source's disk, with a token of its history.
+
+        `published` is the token of the newest cursor that Kafka is known to have committed.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the lease back, so that a standby need not wait for its end."""
+
+    @abstractmethod
+    def _keep(self) -> None:
+        """Say that the leader is there; raise LeadershipLost if it is another one by now."""
+
+
+class RowLease(Lease):
+    """A capture's row in the source, held by one leader that raises its `beat`.
+
+    A process that sees no progress for `lease_seconds` on its own clock takes the lease over; no two clocks are
+    compared. The connection must be in autocommit with `synchronous_commit=on`. `leader` is this process's name in
+    the row.
+    """
+
+    def __init__(self, connection: psycopg.Connection, capture: str, *, where: str, lease_seconds: float) -> None:
+        super().__init__(keep_seconds=RENEW_SECONDS)
+        self._connection = connection
+        self._capture = capture
+        self._where = where
+        self._lease_seconds = lease_seconds
+        self.leader = f"{connection.info.backend_pid}-{secrets.token_hex(8)}"
+
+    def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
+        """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
+        with translated(self._where):
+            self._connection.execute(_REGISTER, {"capture": self._capture})
+        seen: tuple[str | None, int] | None = None
+        seen_at = time.monotonic()
+        while not stop.requested:
+            state = self._state()
+            if state != seen:
+                if seen is None and state[0] is not None:
+                    log.info("standby", capture=self._capture, leader=state[0], reason="another process is the leader")
+                seen, seen_at = state, time.monotonic()
+            leaderless = state[0] is None or time.monotonic() - seen_at >= self._lease_seconds
+            if leaderless and self._take(*state):
+                log.info("leading", capture=self._capture, leader=self.leader)
+                return True
+            waiting()
+            stop.wait(min(self._lease_seconds / 5, RENEW_SECONDS))
+        return False
+
     def flush(self, *, published: str) -> str:
         """Commit a new token to the mark, and with it flush all WAL up to the last snapshot; return the token.
 
@@ -149,7 +155,10 @@ class RowLease:
     def release(self) -> None:
         """Give the lease back, so that a standby need not wait for its end."""
         with translated(self._where):
-            self._connection.execute(_RELEASE, {"capture": self._capture, "leader": self._leader})
+            self._connection.execute(_RELEASE, {"capture": self._capture, "leader": self.leader})
+
+    def _keep(self) -> None:
+        self._update(_RENEW, {})
 
     def _state(self) -> tuple[str | None, int]:
         with translated(self._where):
@@ -159,12 +168,12 @@ class RowLease:
         return row[0], row[1]
 
     def _take(self, previous: str | None, beat: int) -> bool:
-        values = {"capture": self._capture, "leader": self._leader, "previous": previous, "beat": beat}
+        values = {"capture": self._capture, "leader": self.leader, "previous": previous, "beat": beat}
         with translated(self._where):
             return self._connection.execute(_TAKE, values).rowcount == 1
 
     def _update(self, statement: str, values: dict[str, str]) -> None:
-        values = {"capture": self._capture, "leader": self._leader, **values}
+        values = {"capture": self._capture, "leader": self.leader, **values}
         with translated(self._where):
             updated = self._connection.execute(statement, values).rowcount
         if updated != 1:

@@ -1,6 +1,7 @@
 """Pages: what is read of a table between two polls, of its snapshot, of a sweep, or of a round with very many keys."""
 
 import time
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -48,6 +49,8 @@ class Paging:
         self._read = self._published = 0
         self._sent: dict[str, int] = {}
         self._awaited: dict[str, int] = {}
+        # The unit that says of a table that it waits.
+        self._given_up: dict[str, int] = {}
 
     @property
     def draining(self) -> AbstractSet[str]:
@@ -64,10 +67,14 @@ class Paging:
         """Note that the next unit is published; called by the thread that publishes them, in order."""
         self._published += 1
 
-    def ends(self, entry: TableCursor) -> tuple[int, ...] | None:
-        """Return the end offsets of a table's topic, None while records that were read are on their way to it."""
-        self._awaited[entry.topic] = self._sent.get(entry.topic, 0)
-        return None if self._awaits(entry) else self._taking_up.ends(entry)
+    def bounded(self, entry: TableCursor) -> TableCursor:
+        """Let a sweep end where the topic does, once all records of before its beginning are there.
+
+        Called outside of transactions: Kafka may be long in answering.
+        """
+        if entry.sweep is None or entry.sweep.end_offsets or self._awaits(entry):
+            return entry
+        return progress.bounded(entry, end_offsets=self._taking_up.ends(entry))
 
     def most_rows(self, table: CapturedTable) -> int:
         """Return how many rows, or keys, a page of a table has at most."""
@@ -77,13 +84,17 @@ class Paging:
         """Learn how wide a table's rows are."""
         self._learn_width(table, self._source.chunk(table, None, most_rows=_SAMPLE_ROWS))
 
-    def images(self, round_: Round, table: CapturedTable, found: Found, *, previous: str) -> Page | None:
+    def images(
+        self, round_: Round, table: CapturedTable, found: Found, *, previous: str, beside: Sequence[Page]
+    ) -> Page | None:
         """Read the rows of a round's keys; None if they are more, or wider, than a page holds.
 
-        They are read page by page then. The table stays at its `previous` position until the last one, so that whoever
-        begins again from there repeats the whole round.
+        Pages of other tables, `beside` it in the same unit, take of its room. The rows are read page by page then. The
+        table stays at its `previous` position until the last one, so that whoever begins again from there repeats the
+        whole round.
         """
-        if found.records <= self.most_rows(table):
+        taken = sum(len(page.changes) / self.most_rows(page.table) for page in beside)
+        if taken + found.records / self.most_rows(table) <= 1:
             page = self._source.images(round_, table, found.keys)
             if not page.is_cut:
                 return page
@@ -97,12 +108,11 @@ class Paging:
         """Move a table to a position up to which changes have been read."""
         if marks.isdisjoint((Mark.TRUNCATE, Mark.SWEEP)):
             return replace(entry, position=position)
-        self._end_sweep(entry.topic)
-        return progress.truncated(replace(entry, position=position), end_offsets=self.ends(entry))
+        self._begin_sweep(entry.topic)
+        return progress.truncated(replace(entry, position=position))
 
     def next(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
         """Read a table's next page; None if it needs none, or is locked. `told` is what was published of it last."""
-        entry = self._with_ends(entry)
         drain = self._drains.get(str(table.name))
         if drain is not None:
             return self._drained(table, entry, drain)
@@ -112,9 +122,23 @@ class Paging:
             return self._swept(table, entry)
         return self._forgotten(table, entry, told)
 
-    def end(self, table: CapturedTable, entry: TableCursor) -> None:
+    def begin(self, name: str, entry: TableCursor) -> None:
+        """Give up what is begun of a table that is read anew, and then swept."""
+        self.end(name, entry)
+        self._begin_sweep(entry.topic)
+
+    def give_up(self, name: str, entry: TableCursor) -> None:
+        """Give up what is begun of a table that is to wait, which the next unit says."""
+        self.end(name, entry)
+        self._given_up[name] = self._read + 1
+
+    def is_given_up(self, name: str) -> bool:
+        """Return whether a unit is published that says so, and not one of an earlier time alone."""
+        return self._given_up.get(name, 0) <= self._published
+
+    def end(self, name: str, entry: TableCursor) -> None:
         """Give up what is begun of a table."""
-        drain = self._drains.pop(str(table.name), None)
+        drain = self._drains.pop(name, None)
         if drain is not None:
             drain.close()
         self._end_sweep(entry.topic)
@@ -126,12 +150,6 @@ class Paging:
 
     def _awaits(self, entry: TableCursor) -> bool:
         return self._awaited.get(entry.topic, 0) > self._published
-
-    def _with_ends(self, entry: TableCursor) -> TableCursor:
-        """Let a sweep end where the topic does, once the records of before its beginning are there."""
-        if entry.sweep is None or entry.sweep.end_offsets or self._awaits(entry):
-            return entry
-        return replace(entry, sweep=replace(entry.sweep, end_offsets=self._taking_up.ends(entry)))
 
     def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> PageAndEntry | None:
         page = self._source.page(table, drain.peek() or NO_KEYS)
@@ -166,7 +184,8 @@ class Paging:
             self._sweeps[entry.topic] = KeyReader(
                 self._settings, self._taking_up.encoding.decoding, entry.topic, entry.sweep
             )
-        batch = self._sweeps[entry.topic].batch(self._settings.cdc_chunk_rows)
+        # Their rows may be published, too.
+        batch = self._sweeps[entry.topic].batch(self.most_rows(table))
         page = self._source.ghosts(table, batch.keys)
         if page is None or batch.next_offsets is None:
             # Locked, it begins again from where the cursor is.
@@ -192,6 +211,10 @@ class Paging:
 
     def _learn_wide(self, table: CapturedTable, page: Page) -> None:
         self._page_rows[table.attachment] = max(len(page.changes) // 2, _LEAST_PAGE_ROWS)
+
+    def _begin_sweep(self, topic: str) -> None:
+        self._end_sweep(topic)
+        self._awaited[topic] = self._sent.get(topic, 0)
 
     def _end_sweep(self, topic: str) -> None:
         sweep = self._sweeps.pop(topic, None)

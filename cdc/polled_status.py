@@ -22,11 +22,14 @@ from runtime.kafka import translated as kafka_translated
 from runtime.postgres import translated
 from runtime.settings import StatusSettings
 
+# Not by pg_partition_tree, which waits for whoever alters a partition.
 _TOTAL_ROWS = """
+WITH RECURSIVE tree AS (
+    SELECT %(oid)s::oid AS oid
+    UNION ALL
+    SELECT i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid)
 SELECT CASE WHEN min(l.reltuples) >= 0 THEN sum(l.reltuples)::bigint END
-FROM pg_catalog.pg_class l
-WHERE l.relkind = 'r' AND l.oid IN (
-    SELECT %(oid)s::oid UNION SELECT i.relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regclass) i)
+FROM tree t JOIN pg_catalog.pg_class l ON l.oid = t.oid AND l.relkind = 'r'
 """
 
 
@@ -53,6 +56,9 @@ class PolledStatusSource(StatusSource):
     def records_waiting(self, table: AttachedTable, entry: TableCursor | None) -> int | None:  # noqa: ARG002
         """Return None: what waits is not known before it is read."""
         return None
+
+    def slot(self) -> None:
+        """Return None: nothing is made in the database."""
 
     def requests(self, newest: Cursor | None) -> Sequence[RequestStatus]:
         """Return the requests that are newer than what the newest cursor has begun, oldest first."""

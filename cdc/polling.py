@@ -1,6 +1,6 @@
 """What the timestamp source knows of one table that it polls, and how a position in it is written."""
 
-import time
+from datetime import datetime
 
 import msgspec
 import structlog
@@ -8,6 +8,7 @@ import structlog
 from cdc import timestamp_sql
 from cdc.look_back import LookBack, Order
 from cdc.table_options import Mode
+from cdc.tables import Kind
 from cdc.timestamp_limits import limits
 from cdc.timestamp_tables import PolledTable
 from runtime.settings import CdcSettings
@@ -15,14 +16,36 @@ from runtime.settings import CdcSettings
 log = structlog.get_logger()
 
 
-class Position(msgspec.Struct, frozen=True):
+class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far a table has been read: behind the row that has `after` in the columns `by`, None before all rows.
 
-    Of a table that is read as a whole, `after` is when that began.
+    `swept_at` is when the newest sweep was begun, or the reading of all rows that ends with one, by the source's clock;
+    all transactions before `swept_xmin` had ended then. `keys_request` is the newest request for keys whose rows have
+    been read. `looked_at` was the newest timestamp when the newest look back that is over was begun; all transactions
+    before `looked_xmin` had ended then.
     """
 
     by: tuple[str, ...]
     after: Order | None
+    swept_at: datetime | None = None
+    swept_xmin: str | None = None
+    keys_request: int = 0
+    looked_at: str | None = None
+    looked_xmin: str | None = None
+
+    @property
+    def newest(self) -> str | None:
+        """The timestamp that the next look back is counted from, None if that is all rows."""
+        return self.looked_at or (self.after[0] if self.after else None)
+
+    def is_due(self, time: datetime, seconds: float) -> bool:
+        """Return whether at a time of the source's clock the newest sweep is so many seconds old, or not known."""
+        # A clock that was set back would have the next one wait for long.
+        return self.swept_at is None or not 0 <= (time - self.swept_at).total_seconds() < seconds
+
+    def text(self) -> str:
+        """Return the position as the cursor has it."""
+        return msgspec.json.encode(self).decode()
 
 
 class Intervals(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +75,9 @@ class Polling:
     def __init__(self, polled: PolledTable, intervals: Intervals) -> None:
         self.polled = polled
         self.by = ("bulk",) if polled.mode is Mode.BULK else timestamp_sql.order_columns(polled)
-        self.look_back = LookBack(intervals.look_back_seconds if polled.timestamp else 0)
-        self.swept_at = time.monotonic()
-        self.read_at = float("-inf")
+        self.look_back = LookBack(
+            intervals.look_back_seconds if polled.timestamp else 0, bounded=polled.table.kind is not Kind.VIEW
+        )
         self._is_told = False
 
     def tell(self) -> None:
@@ -72,7 +95,3 @@ class Polling:
         except msgspec.DecodeError:
             return None
         return position if position.by == self.by else None
-
-    def text(self, after: Order | None) -> str:
-        """Return the position behind a row as the cursor has it."""
-        return msgspec.json.encode(Position(self.by, after)).decode()

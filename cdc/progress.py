@@ -6,6 +6,7 @@ from enum import StrEnum
 from msgspec.structs import replace
 
 from cdc.cursor import Fingerprint, Reading, Sweep, TableCursor, Watermark
+from cdc.rounds import KnownBy
 
 
 class Phase(StrEnum):
@@ -37,15 +38,13 @@ def begun(
     position: str,
     fingerprint: Fingerprint | None,
     time: datetime,
-    end_offsets: tuple[int, ...] | None,
     request: int | None = None,
     pass_began: datetime | None = None,
 ) -> TableCursor:
     """Begin a table's own snapshot; changes beyond `position` are for the polls.
 
-    With `pass_began` the polls may miss some, and its end alone tells for sure what is published. Keys that the topic
-    holds below `end_offsets` are looked up at its end: those that are gone would stay for ever. None stands
-    for ends that are not known yet, since earlier records are still on their way to the topic.
+    With `pass_began` the polls may miss some, and its end alone tells for sure what is published. Then keys that the
+    topic holds are looked up: those that are gone would stay for ever.
     """
     return replace(
         table,
@@ -53,7 +52,7 @@ def begun(
         complete=False,
         fingerprint=fingerprint,
         reading=Reading(began=time),
-        sweep=_sweep(table, end_offsets),
+        sweep=_sweep(table),
         request=table.request if request is None else request,
         pass_began=pass_began,
     )
@@ -68,10 +67,16 @@ def chunked(table: TableCursor, *, end: tuple[str, ...] | None, rows: int) -> Ta
     return replace(table, reading=replace(table.reading, resume_after=end, rows=table.reading.rows + rows))
 
 
-def truncated(table: TableCursor, *, end_offsets: tuple[int, ...] | None) -> TableCursor:
+def truncated(table: TableCursor) -> TableCursor:
     """Note a TRUNCATE, which logs no keys: every key that the topic holds is to be looked up, as in `begun`."""
-    sweep = _sweep(table, end_offsets)
-    return replace(table, sweep=sweep, complete=table.complete and sweep is None)
+    return replace(table, sweep=_sweep(table), complete=False)
+
+
+def bounded(table: TableCursor, *, end_offsets: tuple[int, ...]) -> TableCursor:
+    """Let a table's sweep end where its topic does; there is nothing to be looked up in one that is empty."""
+    if table.sweep is None or not any(end_offsets):
+        return swept(table, next_offsets=None)
+    return replace(table, sweep=replace(table.sweep, end_offsets=end_offsets))
 
 
 def swept(table: TableCursor, *, next_offsets: tuple[int, ...] | None) -> TableCursor:
@@ -88,15 +93,14 @@ def published(
     before: TableCursor | None,
     *,
     next_offsets: tuple[int, ...],
-    time: datetime | None,
-    uncertain: bool = False,
+    known: KnownBy,
     held_back: tuple[str, ...] = (),
 ) -> TableCursor:
     """Complete a table's part with what the publisher knows; `before` is the part that was published last.
 
-    With a `time`, everything committed by then has been published, or is thought to be if `uncertain`: the watermark
-    moves there. Without one it stays, and a table that is not complete has none. Where passes alone tell for sure, it
-    stays during one, and is certain at its end.
+    By a time that is `known` everything committed by then has been published, or is thought to be if it is uncertain:
+    the watermark moves there. Without one it stays, and a table that is not complete has none. Where passes alone tell
+    for sure, it stays during one, and is certain at its end.
     """
     same = before if before is not None and before.attachment == table.attachment else None
     earlier = same.watermark if same else None
@@ -104,15 +108,13 @@ def published(
         watermark = _passed(table, same, next_offsets)
     else:
         watermark = earlier if table.complete else None
-    if table.complete and time is not None:
-        watermark = _watermark(watermark, time, next_offsets, uncertain=uncertain)
+    if table.complete and known.time is not None:
+        watermark = _watermark(watermark, known.time, next_offsets, uncertain=known.uncertain)
     return replace(table, next_offsets=next_offsets, watermark=watermark, held_back=held_back)
 
 
-def _sweep(table: TableCursor, end_offsets: tuple[int, ...] | None) -> Sweep | None:
-    if end_offsets is not None and not any(end_offsets):
-        return None
-    return Sweep(next_offsets=(0,) * len(table.next_offsets), end_offsets=end_offsets or ())
+def _sweep(table: TableCursor) -> Sweep:
+    return Sweep(next_offsets=(0,) * len(table.next_offsets), end_offsets=())
 
 
 def _passed(table: TableCursor, before: TableCursor, next_offsets: tuple[int, ...]) -> Watermark | None:

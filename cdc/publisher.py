@@ -12,7 +12,7 @@ from cdc import metrics
 from cdc.change import KeyAndRow, Op, Page
 from cdc.cursor import Cursor, TableCursor
 from cdc.encoding import Encoding
-from cdc.errors import CaptureError
+from cdc.errors import CaptureError, CatalogChanged
 from cdc.wire import OP_HEADER, SOURCE_TIME_HEADER, TABLE_HEADER, cursor_topic_name, topic_name
 from runtime.errors import RetryableError
 from runtime.kafka import kafka_error, translated
@@ -164,7 +164,7 @@ class Publisher:
                     raise kafka_error(KafkaError(KafkaError._TIMED_OUT), f"topic {topic}: queue full") from None
             except KafkaException as error:
                 # librdkafka would commit the transaction without this record: a lost row with the cursor moved.
-                raise _refused(error.args[0], topic, key, value) from error
+                raise self._refused(error.args[0], topic, key, value) from error
             else:
                 return
 
@@ -190,11 +190,21 @@ class Publisher:
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             if error is None:
-                next_offsets[message.partition()] = message.offset() + 1  # type: ignore[index, operator] # set by then
+                try:
+                    next_offsets[message.partition()] = message.offset() + 1  # type: ignore[index, operator] # set by then
+                except IndexError:
+                    self._failure = CatalogChanged(f"topic {topic} has more partitions than the cursor knows of")
             elif self._failure is None:
-                self._failure = _refused(error, topic, message.key(), message.value())  # type: ignore[arg-type] # bytes
+                self._failure = self._refused(error, topic, message.key(), message.value())  # type: ignore[arg-type] # bytes
 
         return delivered
+
+    def _refused(self, error: KafkaError, topic: str, key: bytes, value: bytes | None) -> Exception:
+        if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+            return kafka_error(error, f"topic {topic}")
+        if topic == self._cursor_topic:
+            return _too_large_cursor(topic, self._capture, len(key) + len(value or b""))
+        return _too_large(topic, key, value or b"")
 
 
 def _headers(page: Page, op: Op) -> Headers:
@@ -212,10 +222,12 @@ def _too_many_held_back(topic: str, rows: int) -> CaptureError:
     )
 
 
-def _refused(error: KafkaError, topic: str, key: bytes, row: bytes | None) -> Exception:
-    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-        return _too_large(topic, key, row or b"")
-    return kafka_error(error, f"topic {topic}")
+def _too_large_cursor(topic: str, capture: str, size: int) -> CaptureError:
+    return CaptureError(
+        f"topic {topic}: the cursor of capture {capture} is {size} bytes, more than VIEWKEEPER_KAFKA_MESSAGE_MAX_BYTES "
+        "and the topic's max.message.bytes allow; raise both, or attach some of its tables to another capture "
+        "(VIEWKEEPER_CDC_NAME)"
+    )
 
 
 def _too_large(topic: str, key: bytes, row: bytes) -> CaptureError:

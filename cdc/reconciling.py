@@ -72,6 +72,7 @@ class Reconciling:
         for keys in self._images.pages(SETTLE_KEYS, repairable=True):
             self._say(f"{handed:,} of {repairable:,} keys that differ are published by the capture")
             self._rows.hand_over(keys)
+            self._watermarks.reached(self._rows.are_taken)
             # Their first look waits for a watermark from after this.
             self._note_repaired(self._settled(keys))
             handed += len(keys)

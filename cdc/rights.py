@@ -9,8 +9,13 @@ from cdc.tables import SourceKind
 # The catalog alone: functions of schema cdc cannot be called before USAGE on it is there. Whoever owns
 # cdc.captured_table reads the rows; triggers of the row level log as the table's owner.
 _MISSING = """
-WITH target AS (
+WITH RECURSIVE target AS (
     SELECT c.oid, c.relkind, c.relnamespace, c.relowner FROM pg_catalog.pg_class c WHERE c.oid = %(table)s
+), tree AS (
+    SELECT t.oid, t.relkind FROM target t
+    UNION ALL
+    SELECT p.oid, p.relkind FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND t.relkind = 'p'
+    JOIN pg_catalog.pg_class p ON p.oid = i.inhrelid
 ), ours AS (
     SELECT n.oid AS schema_oid, k.oid AS tables_oid, l.oid AS capture_oid, k.relowner AS reader
     FROM pg_catalog.pg_namespace n
@@ -22,8 +27,7 @@ WITH target AS (
            format('ownership of %%I.%%I (%%s)', n.nspname, r.relname, CASE %(source)s::text
                   WHEN 'wal' THEN 'a publication takes tables of one''s own'
                   ELSE 'triggers that fire always want the owner' END) AS what
-    FROM target t
-    CROSS JOIN LATERAL (SELECT t.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(t.oid) p) AS tree
+    FROM target t CROSS JOIN tree
     JOIN pg_catalog.pg_class r ON r.oid = tree.oid
     JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
     WHERE t.relkind <> 'v'
@@ -38,9 +42,12 @@ WITH target AS (
     UNION ALL
     SELECT 4, has_schema_privilege(o.schema_oid, p.privilege), format('%%s on schema cdc', p.privilege)
     FROM ours o, unnest(ARRAY['USAGE', 'CREATE']) AS p(privilege)
+    -- What is made there: change logs, functions of triggers, a view of the columns that may leave.
+    WHERE p.privilege = 'USAGE' OR %(source)s::text <> 'wal' OR %(by_view)s
     UNION ALL
     SELECT 5, has_table_privilege(o.tables_oid, p.privilege), format('%%s on cdc.captured_table', p.privilege)
-    FROM ours o, unnest(ARRAY['SELECT', 'INSERT']) AS p(privilege)
+    FROM ours o, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p(privilege)
+    WHERE p.privilege <> 'UPDATE' OR %(source)s::text = 'wal'
     UNION ALL
     SELECT 6, has_table_privilege(o.capture_oid, 'INSERT'), 'INSERT on cdc.capture' FROM ours o
     UNION ALL

@@ -46,6 +46,17 @@ class Found:
     keys: Keys
 
 
+@dataclass(frozen=True, slots=True)
+class KnownBy:
+    """The time by which all that was committed is known, None while nothing is; an estimate if `uncertain`."""
+
+    time: datetime | None
+    uncertain: bool = False
+
+
+NOTHING_KNOWN = KnownBy(None)
+
+
 @dataclass(slots=True)
 class Round:
     """All changes between two polls, inside the transaction that reads them.
@@ -55,8 +66,8 @@ class Round:
     A table that was locked sits the round out and is not in `tables`; one of `behind` has more changes than were found,
     and is not known by any time.
 
-    With the round, a table has come to `position`, or to its own in `positions`. `is_flushed` says that a position is
-    on the source's disk by nature; any other one may be lost in a crash until it is flushed.
+    With the round, a table has come to `position`, or to its own in `positions`. `moves_on` says that it does so though
+    nothing was found: the source keeps for it what lies behind.
 
     `is_estimate` says that changes may have been missed, so that `known_by` is one. `pass_began` is the time by which
     all is known once a snapshot that begins with this round is read and swept, None where such an end tells nothing.
@@ -70,13 +81,17 @@ class Round:
     found: list[Found] = field(default_factory=list)
     positions: Mapping[int, str] = field(default_factory=dict)
     behind: frozenset[int] = frozenset()
-    is_flushed: bool = False
+    moves_on: bool = False
     is_estimate: bool = False
     pass_began: datetime | None = None
 
     def position_of(self, table: CapturedTable) -> str:
         """Return the position up to which all changes of a table are in the round or in an earlier one."""
         return self.positions.get(table.attachment, self.position)
+
+    def known(self, table: CapturedTable) -> KnownBy:
+        """Return the time by which all of a table that was committed is in the round or in an earlier one."""
+        return NOTHING_KNOWN if table.attachment in self.behind else KnownBy(self.known_by, self.is_estimate)
 
     @property
     def read_at_ms(self) -> int:

@@ -5,6 +5,7 @@ from datetime import datetime
 import msgspec
 
 from cdc.cursor import TableCursor
+from runtime.words import duration_words
 
 
 class SnapshotProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,15 +67,3 @@ def rows_words(progress: SnapshotProgress) -> str:
 def sweep_words(progress: SweepProgress) -> str:
     """Say how far the search for keys that are gone has come."""
     return f"{progress.offsets:,} of {progress.total_offsets:,} offsets"
-
-
-def duration_words(seconds: float) -> str:
-    """Say a time span to two units at most: 0.4 s, 12 s, 3 min 20 s, 5 h 10 min, 2 d 3 h."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, name, smaller, smaller_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // smaller
-            return f"{whole // unit} {name} {rest} {smaller_name}" if rest else f"{whole // unit} {name}"
-    return f"{whole} s"

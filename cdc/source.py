@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
+from typing import ClassVar
 
 import psycopg
 from psycopg.sql import Composed, Identifier
@@ -15,17 +16,17 @@ from psycopg.types.string import ByteaBinaryLoader
 from cdc import statements
 from cdc.change import KeyAndRow, Op, Page
 from cdc.cursor import TableCursor
-from cdc.fingerprints import Seen
-from cdc.rounds import Drain, Found, Keys, Positions, Round
+from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
+from cdc.rounds import Drain, Found, Keys, KnownBy, Positions, Round
 from cdc.session import READER
-from cdc.tables import CapturedTable, Kind, keys_of
+from cdc.tables import CapturedTable, Kind, SourceKind, keys_of
 from runtime.postgres import LockNotAvailable, translated
 
 MOST_PAGE_BYTES = 8 * 1024 * 1024
 """Reading a page stops at about so much; four pages are in memory at once."""
 _AT_ONCE_ROWS = 64
 # So many more rows than a page holds may be in memory, should they become wide of a sudden.
-_PIECE_ROWS = 100
+_PIECE_ROWS = 32
 
 _REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
 
@@ -96,6 +97,13 @@ class Source(ABC):
     def seen(self, tables: Sequence[CapturedTable]) -> dict[int, Seen]:
         """Return what tables look like in the open transaction's snapshot, by attachment."""
 
+    def as_of(self, tables: Sequence[CapturedTable]) -> Mapping[int, KnownBy]:  # noqa: ARG002 - most know of none
+        """Return, inside a round, by when those tables are known that others compute, by attachment.
+
+        That time is of the clock of what they are computed from, and stands instead of the round's.
+        """
+        return {}
+
     @abstractmethod
     def drain(self, round_: Round, found: Found, previous: Positions, *, page_keys: int) -> Drain:
         """Take the keys of a round with more records than a page, for pages that are read one by one."""
@@ -103,6 +111,10 @@ class Source(ABC):
     @abstractmethod
     def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Have whoever captures the table read and publish `keys` from the topic, as if they had changed now."""
+
+    def has_read_logged(self, table: CapturedTable, position: str) -> bool:  # noqa: ARG002 - most need none of it
+        """Return whether a table's later watermarks cover what `log_keys` was given last, as those of logs all do."""
+        return True
 
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Close what is open beside the connection."""
@@ -239,6 +251,28 @@ class Source(ABC):
         if key not in self._sql:
             self._sql[key] = build().as_bytes(None)
         return self._sql[key]
+
+
+class AttachedSource(Source):
+    """A source that tables are attached for, so that they can be handed over between it and another such one."""
+
+    kind: ClassVar[SourceKind]
+
+    def seen(self, tables: Sequence[CapturedTable]) -> dict[int, Seen]:
+        """Return what tables look like, with the triggers or the publication that this source finds changes by."""
+        rows = self._connection.execute(FINGERPRINTS_SQL, parameters(tables, self.kind), prepare=True)
+        return {attachment: Seen(*looks) for attachment, *looks in rows}
+
+    @abstractmethod
+    def begin(self, table: CapturedTable) -> str | None:
+        """Return a position to begin with: all that snapshots from now on do not see at once is found from there on.
+
+        None if the source may not have seen all changes of a table that moves to it since it was attached.
+        """
+
+    @abstractmethod
+    def tell(self, table: CapturedTable, keys: Keys) -> None:
+        """Have keys that another source has found be found by this one, as if they had changed now."""
 
 
 def arrays(keys: Sequence[str | Sequence[str]]) -> dict[str, object]:

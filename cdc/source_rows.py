@@ -77,6 +77,10 @@ class SourceRows:
         for start in range(0, len(keys), LOOK_UP_KEYS):
             self._source.log_keys(self._table, self._columns(keys[start : start + LOOK_UP_KEYS]))
 
+    def are_taken(self, position: str) -> bool:
+        """Return whether the capture had taken the keys that were handed over last when the table was at a position."""
+        return self._source.has_read_logged(self._table, position)
+
     def name(self, key: bytes) -> str:
         """Return a key's JSON, or what can be shown of one that is none of the encoding."""
         with suppress(ValueError):

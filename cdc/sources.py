@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 import structlog
 
 from cdc.cursor import Cursor
+from cdc.handover import Handover
 from cdc.housekeeping import Housekeeping
 from cdc.kafka_lease import KafkaLease
 from cdc.kafka_requests import REQUESTS_CONFIG, RequestTopic
@@ -15,7 +17,7 @@ from cdc.lease import Lease, RowLease
 from cdc.masks import mask_session
 from cdc.polling import Intervals
 from cdc.session import SESSION
-from cdc.source import Source
+from cdc.source import AttachedSource, Source
 from cdc.statements import PARTS
 from cdc.table_options import TableOptions, table_options
 from cdc.tables import CapturedTable, SourceKind, check_source
@@ -38,9 +40,13 @@ PAGE_KEYS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class OpenSource:
-    """A source for one session. `reading` is the connection that `source` waits on; `keep` is called now and then."""
+    """A source for one session. `reading` is the connection that `source` waits on; `keep` is called now and then.
+
+    `handover` is there where tables may come from another source.
+    """
 
     source: Source
+    handover: Handover | None
     lease: Lease
     reading: psycopg.Connection
     keep: Callable[[Sequence[CapturedTable], Cursor], None]
@@ -70,14 +76,33 @@ def _open_attached(settings: CdcSettings) -> Iterator[OpenSource]:
         with translated(where):
             check_source(marking, where)
         part_limit_bytes = settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS)
+        kind = SourceKind(settings.cdc_source)
         remake = settings.cdc_on_lost_slot == "snapshot"
-        read = source_over(settings, reading, where=where, page_keys=settings.cdc_chunk_rows, remake=remake)
-        with closing(read) as source:
+        lease = RowLease(marking, settings.cdc_name, where=where, lease_seconds=settings.cdc_lease_seconds)
+        over = partial(
+            _attached_over,
+            settings,
+            reading,
+            where=where,
+            leader=lease.leader,
+            page_keys=settings.cdc_chunk_rows,
+            remake=remake,
+        )
+        left = over(SourceKind.WAL if kind is SourceKind.TRIGGERS else SourceKind.TRIGGERS)
+        with closing(over(kind)) as source:
             yield OpenSource(
                 source=source,
-                lease=RowLease(marking, settings.cdc_name, where=where, lease_seconds=settings.cdc_lease_seconds),
+                handover=Handover(left, source),
+                lease=lease,
                 reading=reading,
-                keep=Housekeeping(tidying, where=where, part_limit_bytes=part_limit_bytes).keep,
+                keep=Housekeeping(
+                    tidying,
+                    settings.cdc_name,
+                    lease.leader,
+                    kind,
+                    where=where,
+                    part_limit_bytes=part_limit_bytes,
+                ).keep,
             )
 
 
@@ -113,6 +138,7 @@ def _open_timestamp(settings: CdcSettings) -> Iterator[OpenSource]:
                     intervals=Intervals.of(settings),
                     requests=requests,
                 ),
+                handover=None,
                 lease=lease,
                 reading=reading,
                 keep=lambda _tables, _cursor: None,
@@ -148,22 +174,30 @@ def _warn_of_replica(connection: psycopg.Connection, where: str) -> None:
         log.warning("replica", source=where, reason="it shows what it has replayed: watermarks are estimates by that")
 
 
-def source_over(
+def source_over(settings: CaptureSettings, reading: psycopg.Connection, *, where: str) -> AttachedSource:
+    """Return the source that `VIEWKEEPER_CDC_SOURCE` asks for, over a connection, for reading rows and logging keys."""
+    return _attached_over(settings, reading, SourceKind(settings.cdc_source), where=where)
+
+
+def _attached_over(
     settings: CaptureSettings,
     reading: psycopg.Connection,
+    kind: SourceKind,
     *,
     where: str,
+    leader: str = "",
     page_keys: int = PAGE_KEYS,
     remake: bool = False,
-) -> Source:
-    """Return the source that `VIEWKEEPER_CDC_SOURCE` asks for, over a connection; it opens others when it needs them.
-
-    `page_keys` and `remake` are those of a WalSource.
-    """
-    if SourceKind(settings.cdc_source) is SourceKind.TRIGGERS:
-        return TriggerSource(reading, settings.cdc_name, where=where)
+) -> AttachedSource:
+    if kind is SourceKind.TRIGGERS:
+        return TriggerSource(reading, settings.cdc_name, where=where, leader=leader)
     return WalSource(
-        reading, settings.cdc_name, url=settings.source_url, where=where, page_keys=page_keys, remake=remake
+        reading,
+        settings.cdc_name,
+        url=settings.source_url,
+        where=where,
+        page_keys=page_keys,
+        remake=remake,
     )
 
 

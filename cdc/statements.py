@@ -51,15 +51,22 @@ FROM cdc.capture c WHERE c.name = %(capture)s
 of the mark."""
 
 
-def probe(tables: Sequence[CapturedTable], most_records: Sequence[int]) -> Composed:
+AS_OF = """
+SELECT relation, as_of, is_uncertain FROM cdc.projected_as_of()
+"""
+"""Selects, of each view that a projector of this database keeps, as of when its rows are, and whether some may be
+missing by then."""
+
+
+def probe(tables: Sequence[CapturedTable]) -> Composed:
     """Select what was logged since each table's previous snapshot, parameter `snapshot_<i>` of table i.
 
     One row a table: its number i; whether its name belongs to another table by now; how many records, counted up to
-    one more than its `most_records`; the kinds of marks among all of them; their distinct keys as an array literal a
-    key column, and last their number. A table with more records than that is read by `key_pages` instead.
+    one more than its parameter `most_<i>`; the kinds of marks among all of them; their distinct keys as an array
+    literal a key column, and last their number. A table with more records than that is read by `key_pages` instead.
     """
     selects = []
-    for number, (table, most) in enumerate(zip(tables, most_records, strict=True)):
+    for number, table in enumerate(tables):
         names = log_columns(table)
         snapshot = SQL("%(snapshot_{})s").format(SQL(str(number)))
         select = SQL("""
@@ -75,7 +82,7 @@ def probe(tables: Sequence[CapturedTable], most_records: Sequence[int]) -> Compo
                 marks=_records(table, snapshot, SQL("AND mark IS NOT NULL")),
                 identity=SQL("to_regclass({})::oid").format(Literal(_table_name(table).as_string())),
                 oid=Literal(table.oid),
-                limit=Literal(most + 1),
+                limit=SQL("%(most_{})s::bigint + 1").format(SQL(str(number))),
                 number=Literal(number),
                 arrays=_array_literals(names),
                 names=SQL(", ").join(names),
@@ -129,7 +136,7 @@ def topic_images(table: CapturedTable) -> Composed:
     """).format(
         key=key_json(table.key, _changed(table)),
         first=column_name(table.key[0]),
-        changed=_listed(table, lambda _column: "text", _from_json),
+        changed=_listed(table, _as_text, _from_json),
         table=rows_name(table),
         joined=_joined(table),
         values=wire_values(table.columns),
@@ -143,7 +150,7 @@ def gone(table: CapturedTable) -> Composed:
 
 def ghosts(table: CapturedTable) -> Composed:
     """Select the key, as JSON text, of those keys from the topic in parameters `k1`, … that have no row."""
-    return _gone(table, _listed(table, lambda _column: "text", _from_json))
+    return _gone(table, _listed(table, _as_text, _from_json))
 
 
 def _gone(table: CapturedTable, listed: Composed) -> Composed:
@@ -163,7 +170,7 @@ def log_keys(table: CapturedTable) -> Composed:
     return SQL("SELECT cdc.log_keys({attachment}, VARIADIC ARRAY[{arrays}]) FROM {changed} AS changed").format(
         attachment=Literal(table.attachment),
         arrays=_array_literals([SQL("{}::text").format(key) for key in _changed(table)]),
-        changed=_listed(table, lambda _column: "text", _from_json),
+        changed=_listed(table, _as_text, _from_json),
     )
 
 
@@ -171,21 +178,26 @@ def key_texts(table: CapturedTable) -> Composed:
     """Select the keys from the topic in parameters `k1`, … as a change log has them: an array a key column."""
     return SQL("SELECT {arrays} FROM {changed} AS changed").format(
         arrays=SQL(", ").join(SQL("array_agg({}::text)").format(key) for key in _changed(table)),
-        changed=_listed(table, lambda _column: "text", _from_json),
+        changed=_listed(table, _as_text, _from_json),
     )
 
 
-def emit_keys(table: CapturedTable) -> Composed:
-    """Write the keys from the topic in parameters `k1`, … into the WAL as changed, under the `prefix`."""
+MESSAGE_PREFIX = "SELECT 'viewkeeper ' || c.message_secret FROM cdc.capture c WHERE c.name = %(capture)s"
+"""The prefix of a capture's messages in the WAL, which name keys as if they had changed."""
+
+
+def emit_keys(table: CapturedTable, *, logged: bool = False) -> Composed:
+    """Write the keys in parameters `k1`, …, from the topic or logged, into the WAL as changed, for a `capture`."""
     texts = [SQL("{}::text").format(key) for key in _changed(table)]
     return SQL("""
-        SELECT pg_catalog.pg_logical_emit_message(true, %(prefix)s::text, pg_catalog.json_build_array(
+        SELECT pg_catalog.pg_logical_emit_message(true, ({prefix}), pg_catalog.json_build_array(
             {attachment}::integer, pg_catalog.json_agg(pg_catalog.json_build_array({texts})))::text)
         FROM {changed} AS changed WHERE ({keys}) IS NOT NULL HAVING count(*) > 0
     """).format(
+        prefix=SQL(MESSAGE_PREFIX),
         attachment=Literal(table.attachment),
         texts=SQL(", ").join(texts),
-        changed=_listed(table, lambda _column: "text", _from_json),
+        changed=_listed(table, log_type, _as_it_is) if logged else _listed(table, _as_text, _from_json),
         keys=SQL(", ").join(_changed(table)),
     )
 
@@ -263,6 +275,14 @@ def _listed(
     return SQL("(SELECT {columns} FROM unnest({arrays}) AS listed({names}))").format(
         columns=SQL(", ").join(columns), arrays=SQL(", ").join(arrays), names=SQL(", ").join(names)
     )
+
+
+def _as_text(_column: Column) -> str:
+    return "text"
+
+
+def _as_it_is(_column: Column, text: Composable) -> Composable:
+    return text
 
 
 def _from_log(column: Column, text: Composable) -> Composable:

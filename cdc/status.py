@@ -13,7 +13,7 @@ from cdc.cursor import Cursor, TableCursor
 from cdc.outside import outside
 from cdc.progress import Phase, phase
 from cdc.slots import SlotState
-from cdc.snapshot_progress import SnapshotProgress, SweepProgress, duration_words, snapshot_progress, sweep_progress
+from cdc.snapshot_progress import SnapshotProgress, SweepProgress, snapshot_progress, sweep_progress
 from cdc.status_source import (
     AttachedTable,
     OpenTransaction,
@@ -27,6 +27,7 @@ from cdc.watching import CursorTail, Leader
 from cdc.wire import cursor_topic_name
 from runtime.kafka import admin, check_reachable
 from runtime.settings import StatusSettings
+from runtime.words import duration_words
 
 OLD_WATERMARK_SECONDS = 10.0
 FULL_LOG = 0.5
@@ -48,8 +49,9 @@ class ChangeLogStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A table that is attached, or polled: then it has a `mode`, and neither level nor change log.
+    """A table that is attached, or polled: then it has a `mode`. Only one with triggers has a level and a change log.
 
+    `moving_to` is the source that the capture takes it over for when it is started with that one.
     `columns` are those that may leave the database, null for all; `masks` leave it as a keyed hash. `phase` is waiting,
     reading, sweeping or complete, null until the capture has taken the table up; `snapshot` is there while it is
     reading, `sweep` while it is sweeping. `freshness_seconds` is the source's clock minus `watermark_time`; `uncertain`
@@ -60,6 +62,7 @@ class TableStatus(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     level: str | None
     mode: str | None
+    moving_to: str | None
     columns: tuple[str, ...] | None
     masks: tuple[str, ...]
     phase: str | None
@@ -89,7 +92,7 @@ class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A capture and what belongs to it; `needs_a_person` says in words what somebody has to see to, empty mostly.
 
-    `slot` is there when tables are read from the WAL.
+    `slot` is there when tables are read from the WAL, or when one was left.
     `token_known` tells whether the source is the one that the cursor was published from; null while there is no cursor.
     """
 
@@ -149,8 +152,10 @@ def _status(
         )
         for table in attached
     )
-    slot = _slot(source.slot()) if any(table.source == SourceKind.WAL for table in attached) else None
-    needs = [*_capture_needs(settings.cdc_name, leader, token_known), *_slot_needs(slot)]
+    is_slot_used = any(SourceKind.WAL in (table.source, table.moving_to) for table in attached)
+    state = source.slot()
+    slot = _slot(state) if state is not None and (is_slot_used or state.exists) else None
+    needs = [*_capture_needs(settings.cdc_name, leader, token_known), *_slot_needs(slot, is_used=is_slot_used)]
     for status in tables:
         needs.extend(_table_needs(status, entries[status.table]))
     return Status(
@@ -191,6 +196,7 @@ def _table(
         kind=table.kind,
         level=table.level,
         mode=table.mode,
+        moving_to=table.moving_to,
         columns=None if table.columns is None else tuple(table.columns),
         masks=tuple(table.masks),
         phase=phase(entry).name.lower() if entry else None,
@@ -235,7 +241,11 @@ def _slot(state: SlotState) -> SlotStatus:
     return SlotStatus(name=state.slot, held_bytes=state.held_bytes, wal_status=state.wal_status, trouble=state.trouble)
 
 
-def _slot_needs(slot: SlotStatus | None) -> list[str]:
+def _slot_needs(slot: SlotStatus | None, *, is_used: bool) -> list[str]:
+    if slot is not None and not is_used:
+        # An attach or a detach that was killed leaves one.
+        keeps = f"replication slot {slot.name} is of no table, and the server keeps its WAL for it"
+        return [f"{keeps}; unless an attach is at work, drop it: SELECT pg_drop_replication_slot('{slot.name}')"]
     if slot is None or slot.trouble is None:
         return []
     return [f"{slot.trouble}; run the capture once with VIEWKEEPER_CDC_ON_LOST_SLOT=snapshot"]

@@ -14,7 +14,7 @@ from cdc.cursor import Cursor, TableCursor
 from cdc.session import SESSION
 from cdc.slots import SlotState, slot_state
 from cdc.statements import PARTS
-from cdc.tables import SourceKind
+from cdc.tables import SourceKind, source_of
 from runtime.postgres import ObjectMissing, translated
 
 STATUS_SESSION: Mapping[str, str] = {**SESSION, "lock_timeout": "5s", "statement_timeout": "30s"}
@@ -24,15 +24,16 @@ MOST_COUNTED = 1_000_000
 """Waiting records are counted up to here."""
 
 _TABLES: LiteralString = """
-SELECT t.id AS attachment, t.table_schema || '.' || t.table_name AS name, t.kind, t.source, t.level,
-       t.listed::text[] AS columns, coalesce(t.masks, '{}')::text[] AS masks, t.log_limit_bytes,
+SELECT t.id AS attachment, t.table_schema || '.' || t.table_name AS name, t.kind, t.source, t.moving_to,
+       CASE WHEN 'triggers' IN (t.source, t.moving_to) THEN t.level END AS level,
+       t.listed::text[] AS columns, coalesce(t.masks, '{}')::text[] AS masks,
+       CASE WHEN 'triggers' IN (t.source, t.moving_to) THEN t.log_limit_bytes END AS log_limit_bytes,
        coalesce(sum(pg_catalog.pg_total_relation_size(p.oid)), 0)::bigint AS log_bytes,
        coalesce(sum(pg_catalog.pg_relation_size(p.oid))
                 FILTER (WHERE p.relname = format('log_%%s_%%s', t.id, t.active_part)), 0)::bigint AS log_filling_bytes,
        (SELECT CASE WHEN min(l.reltuples) >= 0 THEN sum(l.reltuples)::bigint END
         FROM pg_catalog.pg_class l
-        WHERE l.relkind = 'r' AND l.oid IN (
-            SELECT t.table_oid UNION SELECT i.relid FROM pg_catalog.pg_partition_tree(t.table_oid) i)) AS total_rows
+        WHERE l.relkind = 'r' AND l.oid IN (SELECT cdc.tree_of(t.table_oid)::oid)) AS total_rows
 FROM cdc.captured_table t
 LEFT JOIN pg_catalog.pg_class p
        ON p.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = 'cdc')
@@ -77,8 +78,8 @@ class AttachedTable:
 
     `columns` is None where all columns may leave the database. `log_bytes` is both parts with their indexes,
     `log_filling_bytes` the rows of the part that writers fill;
-    `total_rows` the planner's guess of the table's rows, partitions summed, None if it has none. A table that is polled
-    has a `mode`, and neither level nor change log.
+    `total_rows` the planner's guess of the table's rows, partitions summed, None if it has none. Only triggers have a
+    level and a change log, whose limit is None else; a table that is polled has a `mode`.
     """
 
     attachment: int
@@ -93,6 +94,7 @@ class AttachedTable:
     log_filling_bytes: int | None
     total_rows: int | None
     mode: str | None = None
+    moving_to: str | None = None
 
 
 class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +143,7 @@ class StatusSource:
 
         None without a log, without a position in it, and for one that has just been detached.
         """
-        if entry is None or entry.position is None or table.source != SourceKind.TRIGGERS:
+        if entry is None or entry.position is None or source_of(entry.position) is not SourceKind.TRIGGERS:
             return None
         parts = {f"part_{part}": Identifier("cdc", f"log_{table.attachment}_{part}") for part in PARTS}
         values = {"snapshot": entry.position, "most": MOST_COUNTED}
@@ -152,8 +154,8 @@ class StatusSource:
             return None
         return row[0] if row else None
 
-    def slot(self) -> SlotState:
-        """Return the capture's slot, and what is missing of it."""
+    def slot(self) -> SlotState | None:
+        """Return the capture's slot, and what is missing of it; None where there can be none."""
         with translated(self._where):
             return slot_state(self._connection, self._capture["capture"])
 

@@ -7,10 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cdc.progress import Phase
-from cdc.snapshot_progress import duration_words, rows_words, sweep_words
+from cdc.snapshot_progress import rows_words, sweep_words
 from cdc.status import Status, TableStatus
 from cdc.status_source import MOST_COUNTED, OpenTransaction
 from cdc.status_topics import TopicStatus
+from runtime.words import duration_words
 
 UNKNOWN = "?"
 MOST_KEYS = 20
@@ -75,17 +76,26 @@ def _transaction_words(transaction: OpenTransaction | None) -> str:
 def _tables(status: Status) -> Table:
     table = _grid("table", "phase", "freshness", "change log", "waiting")
     for one in status.tables:
-        log = one.change_log
-        waiting = log.records_waiting if log else None
         freshness = UNKNOWN if one.freshness_seconds is None else duration_words(one.freshness_seconds)
         table.add_row(
             one.table,
             _phase_words(one),
             f"{freshness}, uncertain" if one.uncertain else freshness,
-            f"{_size(log.bytes)}, {log.filling_bytes / log.limit_bytes:.0%} full" if log else f"none: {one.mode}",
-            UNKNOWN if waiting is None else f"{waiting:,}{' or more' if waiting == MOST_COUNTED else ''}",
+            *_log_words(one),
         )
     return table
+
+
+def _log_words(table: TableStatus) -> tuple[str, str]:
+    """Say what a table's change log holds, and what waits in it: nothing where the WAL is its log."""
+    log = table.change_log
+    if log is None:
+        return (f"none: {table.mode}", UNKNOWN) if table.mode else ("", "")
+    size = f"{_size(log.bytes)}, {log.filling_bytes / log.limit_bytes:.0%} full"
+    waiting = log.records_waiting
+    if waiting is None:
+        return size, UNKNOWN
+    return size, f"{waiting:,}{' or more' if waiting == MOST_COUNTED else ''}"
 
 
 def _phase_words(table: TableStatus) -> str:
@@ -96,6 +106,8 @@ def _phase_words(table: TableStatus) -> str:
         words.append(rows_words(table.snapshot))
     if table.sweep is not None:
         words.append(sweep_words(table.sweep))
+    if table.moving_to is not None:
+        words.append(f"moves to {table.moving_to} with the next start for that source")
     return ": ".join(words)
 
 

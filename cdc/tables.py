@@ -1,5 +1,6 @@
 """What the source knows of the captured tables: their keys, columns and change logs."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,24 +10,21 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.rows import class_row
 
+from cdc.column_types import CAST, COLUMN_TYPES, TYPE
 from cdc.errors import CaptureError
 from cdc.table_options import Level, table_options
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
 
-TABLES_SQL = """
+TABLES_SQL = f"""
 SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT NULL AS is_masked,
-       t.table_schema AS schema, t.table_name AS name, t.kind, t.source, t.level,
+       t.table_schema AS schema, t.table_name AS name, t.kind, t.is_projected, t.source, t.moving_to, t.level,
        t.key_columns, c.oid IS NOT NULL AS exists,
-       coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_names,
-       coalesce(array_agg(CASE n.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(base.oid, NULL)
-                               ELSE format('%%I.%%I', n.nspname, base.typname) END || base.brackets ORDER BY a.attnum)
-                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_types,
-       coalesce(array_agg(CASE o.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(own.oid, NULL)
-                               ELSE format('%%I.%%I', o.nspname, own.typname) END ORDER BY a.attnum)
-                FILTER (WHERE a.attnum IS NOT NULL), '{}') AS column_casts,
-       coalesce(array_agg(base.modifier ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{}')
+       coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{{}}') AS column_names,
+       coalesce(array_agg({TYPE} ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{{}}') AS column_types,
+       coalesce(array_agg({CAST} ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{{}}') AS column_casts,
+       coalesce(array_agg(base.modifier ORDER BY a.attnum) FILTER (WHERE a.attnum IS NOT NULL), '{{}}')
            AS column_modifiers,
        -- Exactly those that the triggers do not log a key from.
        ARRAY(SELECT k.name
@@ -73,26 +71,11 @@ LEFT JOIN pg_catalog.pg_class r
        ON CASE WHEN coalesce(t.listed, t.masks) IS NULL THEN r.oid = c.oid
                ELSE r.oid = to_regclass(format('cdc.rows_%%s', t.id)) END
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
--- A domain is written as the type that it is made from, over however many domains, inside arrays too.
-LEFT JOIN LATERAL (
-    WITH RECURSIVE made_from AS (
-        SELECT a.atttypid AS oid, '' AS brackets, a.atttypmod AS modifier
-        UNION ALL
-        SELECT CASE y.typbasetype WHEN 0 THEN y.typelem ELSE y.typbasetype END,
-               m.brackets || CASE y.typbasetype WHEN 0 THEN '[]' ELSE '' END,
-               CASE y.typbasetype WHEN 0 THEN m.modifier ELSE y.typtypmod END
-        FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
-        WHERE y.typbasetype <> 0 OR y.typsubscript = 'pg_catalog.array_subscript_handler'::regproc)
-    SELECT y.oid, y.typname, y.typnamespace, m.brackets, m.modifier
-    FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
-    WHERE y.typbasetype = 0 AND y.typsubscript <> 'pg_catalog.array_subscript_handler'::regproc) AS base ON true
-LEFT JOIN pg_catalog.pg_namespace n ON n.oid = base.typnamespace
-LEFT JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
-LEFT JOIN pg_catalog.pg_namespace o ON o.oid = own.typnamespace
+{COLUMN_TYPES}
 WHERE t.capture = %(capture)s
 GROUP BY t.id, c.oid, r.oid
 ORDER BY t.id
-"""
+"""  # noqa: S608 - constants alone
 
 
 class SourceKind(StrEnum):
@@ -101,6 +84,13 @@ class SourceKind(StrEnum):
     TRIGGERS = "triggers"
     WAL = "wal"
     TIMESTAMP = "timestamp"
+
+
+def source_of(position: str) -> SourceKind:
+    """Return the source whose words a position is in: a `pg_snapshot`, a place in the WAL, or something else."""
+    if re.fullmatch(r"\d+:\d+:[\d,]*", position):
+        return SourceKind.TRIGGERS
+    return SourceKind.WAL if re.fullmatch(r"[0-9A-F]+/[0-9A-F]+", position) else SourceKind.TIMESTAMP
 
 
 class Kind(StrEnum):
@@ -130,7 +120,9 @@ class CapturedTable:
     """A captured table as it is now. `attachment` numbers its change log and is never used again.
 
     `rows_oid` is what its rows are read from: the table itself, or our view of the columns that may leave. `labels` are
-    those of the enums in its key, each with the number that it keeps when it is renamed.
+    those of the enums in its key, each with the number that it keeps when it is renamed. While it moves from a `source`
+    to the one in `moving_to`, both find its changes. A view that `is_projected` is kept by a projector, which logs its
+    changes and says as of when its rows are.
     """
 
     attachment: int
@@ -144,6 +136,8 @@ class CapturedTable:
     columns: tuple[Column, ...]
     labels: tuple[str, ...] = ()
     source: SourceKind = SourceKind.TRIGGERS
+    moving_to: SourceKind | None = None
+    is_projected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +149,9 @@ class _Record:
     schema: str
     name: str
     kind: str
+    is_projected: bool
     source: str
+    moving_to: str | None
     level: str
     key_columns: list[str]
     exists: bool
@@ -208,6 +204,8 @@ class _Record:
             name=name,
             kind=Kind(self.kind),
             source=SourceKind(self.source),
+            moving_to=SourceKind(self.moving_to) if self.moving_to else None,
+            is_projected=self.is_projected,
             level=Level(self.level),
             key=key,
             columns=columns,
@@ -244,11 +242,11 @@ def captured_tables(connection: psycopg.Connection, capture: str) -> tuple[Captu
 def demand_source(tables: Sequence[CapturedTable], source: SourceKind) -> None:
     """Raise ConfigurationError, with what to do, if a table is attached for another source."""
     for table in tables:
-        if table.source is not source:
+        if source not in (table.source, table.moving_to):
             raise ConfigurationError(
                 f"{table.name} is attached for the source {table.source}, and VIEWKEEPER_CDC_SOURCE is {source}; set "
-                f"VIEWKEEPER_CDC_SOURCE={table.source}; or run: viewkeeper-cdc detach {table.name}, then "
-                f"viewkeeper-cdc attach {table.name} and viewkeeper-cdc snapshot {table.name}, which reads it anew"
+                f"VIEWKEEPER_CDC_SOURCE={table.source}; or have it moved by running, with VIEWKEEPER_CDC_SOURCE="
+                f"{source}: viewkeeper-cdc attach {table.name}"
             )
 
 

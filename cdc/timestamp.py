@@ -12,22 +12,27 @@ from contextlib import contextmanager
 
 import psycopg
 import structlog
-from psycopg.sql import Composed
+from msgspec.structs import replace
 
 from cdc import statements, timestamp_sql
+from cdc.change import Op, Page
 from cdc.cursor import TableCursor
 from cdc.fingerprints import Seen
 from cdc.kafka_requests import RequestTopic
-from cdc.look_back import Order
-from cdc.polling import Intervals, Polling
+from cdc.look_back import Order, Walked
+from cdc.polling import Intervals, Polling, Position
 from cdc.rounds import NO_KEYS, CursorDrain, Drain, Found, Keys, Mark, Positions, Round
 from cdc.source import Source, arrays
 from cdc.table_options import Mode, TableOptions
 from cdc.tables import CapturedTable, keys_of
+from cdc.timestamp_sql import Lower
 from cdc.timestamp_tables import PolledTable, looks, polled_table
 from runtime.postgres import translated
 
 log = structlog.get_logger()
+
+SCANNED_ROWS = 20_000
+"""A walk goes over so many rows at most in one query: polls of other tables wait for it."""
 
 
 class TimestampSource(Source):
@@ -53,7 +58,11 @@ class TimestampSource(Source):
         self._intervals = intervals
         self._requests = requests
         self._pollings: dict[int, Polling] = {}
+        self._asked: dict[int, int] = {}
         self._published: Mapping[str, TableCursor] = {}
+        self._previous: Positions = {}
+        # Of the newest snapshot.
+        self._xmin = ""
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
         """Return the tables that VIEWKEEPER_CDC_TABLES names, and what they look like."""
@@ -100,18 +109,13 @@ class TimestampSource(Source):
         with translated(self._where), self._reading(tables) as readable:
             round_ = self._head(readable)
             positions, behind = dict[int, str](), set[int]()
+            self._previous = previous
             for table in readable:
-                polling, text = self._pollings[table.attachment], previous.get(table.name)
+                polling = self._pollings[table.attachment]
                 polling.tell()
-                if polling.polled.mode is Mode.BULK:
-                    positions[table.attachment] = self._passed(round_, polling, text)
-                    behind.add(table.attachment)
-                elif (position := polling.position(text)) is None:
-                    positions[table.attachment] = polling.text(self._newest(polling))
-                else:
-                    after, is_behind = self._polled(round_, polling, position.after, page_rows(table))
-                    positions[table.attachment] = polling.text(after)
-                    behind |= {table.attachment} if is_behind else set()
+                position, is_behind = self._moved(round_, polling, previous.get(table.name), page_rows(table))
+                positions[table.attachment] = position.text()
+                behind |= {table.attachment} if is_behind else set()
             round_.positions, round_.behind = positions, frozenset(behind)
             yield round_
 
@@ -119,20 +123,44 @@ class TimestampSource(Source):
         """Return what tables look like, and how they are polled."""
         return looks(self._connection, [self._pollings[table.attachment].polled for table in tables])
 
-    def drain(self, round_: Round, found: Found, previous: Positions, *, page_keys: int) -> Drain:  # noqa: ARG002
+    def drain(self, round_: Round, found: Found, previous: Positions, *, page_keys: int) -> Drain:
         """Keep the keys in a cursor of the session."""
         table = found.table
-        # Were the pages too large again, late rows among them would be taken for seen.
-        self._pollings[table.attachment].look_back.forget()
+        # Were the pages too large again, late rows among them would be taken for published.
+        self._forget(table, previous)
         cursor = self._connection.cursor(f"viewkeeper_keys_{table.attachment}", withhold=True)
         cursor.itersize = 1
         sql = self._render((table, "pages"), lambda: timestamp_sql.key_pages(table))
         cursor.execute(sql, {**arrays(found.keys.literals), "page_keys": page_keys})
         return CursorDrain(found, round_.position_of(table), cursor, where=self._where)
 
+    def sat_out(self, round_: Round, tables: Sequence[CapturedTable]) -> None:  # noqa: ARG002 - the last one
+        """Take what the round found of these tables for not published."""
+        for table in tables:
+            self._forget(table, self._previous)
+
+    def ghosts(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> Page | None:
+        """Return deletes of keys from the topic that have no row, and rows that may have come behind a pass."""
+        entry = self._published.get(str(table.name))
+        position = self._pollings[table.attachment].position(entry.position if entry else None)
+        with translated(self._where), self._reading((table,)) as readable:
+            if not readable:
+                return None
+            read_at_ms = self._head(readable).read_at_ms
+            sql = self._render((table, "swept"), lambda: timestamp_sql.swept(table))
+            with keys_of(table):
+                values = {**arrays(keys), "since": position.swept_xmin if position else None}
+                rows = self._rows(sql, values) if keys else ()
+        return Page(table, rows, read_at_ms, Op.READ)
+
     def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Ask the capture for keys by the requests' topic."""
-        self._requests.ask_for_keys(table.name, keys)
+        self._asked[table.attachment] = self._requests.ask_for_keys(table.name, keys)
+
+    def has_read_logged(self, table: CapturedTable, position: str) -> bool:
+        """Return whether the newest request of this process is done: it is looked for less often than rows are."""
+        found = self._pollings[table.attachment].position(position)
+        return found is not None and found.keys_request >= self._asked.get(table.attachment, 0)
 
     def _items(self) -> list[tuple[int, Polling]]:
         return list(self._pollings.items())
@@ -140,97 +168,135 @@ class TimestampSource(Source):
     def _head(self, tables: tuple[CapturedTable, ...]) -> Round:
         row = self._connection.execute(timestamp_sql.HEAD, prepare=True).fetchone()
         assert row is not None  # noqa: S101 - a query without a table has one row
-        began, is_replica, known_by = row
+        began, is_replica, known_by, self._xmin = row
         return Round(
             time=began,
             known_by=known_by,
             position="",
             tokens=frozenset((self._token,)),
             tables=tables,
+            # How far it has looked back, too, so that the next session goes on there.
+            moves_on=True,
             is_estimate=True,
             # What a replica has not replayed yet was committed, and is nowhere to be seen.
             pass_began=None if is_replica else began,
         )
 
-    def _passed(self, round_: Round, polling: Polling, text: str | None) -> str:
-        """Begin with all rows again when the time has come; return the table's position."""
-        entry, now = self._published.get(str(polling.polled.table.name)), time.monotonic()
-        if text is not None and polling.position(text) is not None:
-            # Whether the newest pass is at its end, Kafka tells: a pass begun too soon would never come there.
-            is_over = entry is not None and entry.complete and entry.position == text
-            if not is_over or now - polling.read_at < self._intervals.bulk_seconds:
-                return text
-            round_.found.append(Found(polling.polled.table, 0, frozenset((Mark.PASS,)), NO_KEYS))
-        polling.read_at = now
-        return polling.text((round_.time.isoformat(),))
-
-    def _newest(self, polling: Polling) -> Order | None:
-        rows = self._order("newest", polling, {"most_rows": 1})
-        return rows[0] if rows else None
-
-    def _polled(
-        self, round_: Round, polling: Polling, after: Order | None, most_rows: int
-    ) -> tuple[Order | None, bool]:
+    def _moved(self, round_: Round, polling: Polling, text: str | None, most_rows: int) -> tuple[Position, bool]:
         """Add what a table has for this round; return how far it has come, and whether there is more."""
-        rows = self._beyond(polling, after, most_rows)
-        polling.look_back.note(rows)
+        position, is_bulk = polling.position(text), polling.polled.mode is Mode.BULK
+        if position is None:
+            return self._anew(round_, polling), is_bulk
+        if is_bulk:
+            return self._passed(round_, polling, position), True
+        return self._polled(round_, polling, position, most_rows)
+
+    def _anew(self, round_: Round, polling: Polling) -> Position:
+        """Return a table's position where all of its rows are to be read, which does what was asked for till now."""
+        after = None if polling.polled.mode is Mode.BULK else self._newest(polling.polled)
+        return Position(
+            by=polling.by,
+            after=after,
+            swept_at=round_.time,
+            swept_xmin=self._xmin,
+            # What is there now is read with all rows.
+            looked_xmin=self._xmin,
+            keys_request=self._requests.newest_keys.get(str(polling.polled.table.name), 0),
+        )
+
+    def _passed(self, round_: Round, polling: Polling, position: Position) -> Position:
+        """Begin with all rows again when the time has come; return the table's position."""
+        entry = self._published.get(str(polling.polled.table.name))
+        # Whether the newest pass is at its end, Kafka tells: a pass begun too soon would never come there.
+        is_over = entry is not None and entry.complete and entry.position == position.text()
+        if not is_over or not position.is_due(round_.time, self._intervals.bulk_seconds):
+            return position
+        round_.found.append(Found(polling.polled.table, 0, frozenset((Mark.PASS,)), NO_KEYS))
+        return self._anew(round_, polling)
+
+    def _polled(self, round_: Round, polling: Polling, position: Position, most_rows: int) -> tuple[Position, bool]:
+        """Add a page at most of changed rows, late ones, and keys that were asked for."""
+        table, places = polling.polled.table, timestamp_sql.key_places(polling.polled)
+        look_back = polling.look_back
+        look_back.resume(position.newest, position.looked_xmin)
+        look_back.turn(position.after, self._xmin, time.monotonic())
+        rows = self._beyond(polling, position.after, most_rows)
         is_behind = len(rows) == most_rows
-        late = [] if is_behind else self._late(polling, rows[-1] if rows else after, most_rows - len(rows))
-        places = timestamp_sql.key_places(polling.polled)
+        late = [] if is_behind else self._late(polling, most_rows - len(rows))
+        moved = replace(
+            position,
+            after=rows[-1] if rows else position.after,
+            looked_at=look_back.newest,
+            looked_xmin=look_back.since,
+        )
         keys = {tuple(row[place] for place in places) for row in (*rows, *late)}
-        if late:
-            log.info("found_late", table=str(polling.polled.table.name), rows=len(late))
-        keys.update(self._asked_for(polling, most_rows - len(keys)))
-        marks = frozenset((Mark.SWEEP,)) if self._is_sweep_due(polling) else frozenset[Mark]()
+        asked = None if is_behind else self._requests.next_keys(str(table.name), done=position.keys_request)
+        if asked is not None:
+            keys.update(self._texts(table, asked.keys))
+            moved = replace(moved, keys_request=asked.number)
+        marks = frozenset[Mark]()
+        if self._is_sweep_due(round_, table, position):
+            marks, moved = frozenset((Mark.SWEEP,)), replace(moved, swept_at=round_.time, swept_xmin=self._xmin)
         if keys or marks:
             literals = [list(texts) for texts in zip(*keys, strict=True)]
-            round_.found.append(Found(polling.polled.table, len(keys), marks, Keys(len(keys), literals)))
-        return rows[-1] if rows else after, is_behind
+            round_.found.append(Found(table, len(keys), marks, Keys(len(keys), literals)))
+        return moved, is_behind
 
-    def _late(self, polling: Polling, newest: Order | None, most_rows: int) -> list[Order]:
-        look_back, now = polling.look_back, time.monotonic()
-        if newest is None or not most_rows or not look_back.is_due(now):
+    def _late(self, polling: Polling, most_rows: int) -> list[Order]:
+        look_back = polling.look_back
+        if look_back.until is None:
             return []
-        if look_back.after is None:
-            values = {"newest": newest[0], "window": self._intervals.look_back_seconds, "most_rows": most_rows}
-            rows = self._order("since", polling, values)
-        else:
-            rows = self._beyond(polling, look_back.after, most_rows)
-        return look_back.late(rows, is_last=len(rows) < most_rows, now=now)
+        values = {
+            **_numbered("until", look_back.until),
+            **_numbered("after", look_back.after or ()),
+            "newest": look_back.newest,
+            "window": self._intervals.look_back_seconds,
+            "since": look_back.since,
+            "begun": look_back.begun,
+            "scanned_rows": SCANNED_ROWS,
+            "most_rows": most_rows,
+        }
+        lower = Lower.AFTER if look_back.after else Lower.WINDOW if look_back.newest else Lower.NONE
+        sql = self._render((polling.polled, "walked", lower), lambda: timestamp_sql.walked(polling.polled, lower))
+        rows = [Walked(row[:-3], *row[-3:]) for row in self._connection.execute(sql, values, prepare=True)]
+        is_last = len(rows) < most_rows and not (rows and rows[-1].is_cut)
+        late = look_back.late(rows, is_last=is_last, now=time.monotonic())
+        if late:
+            log.info("found_late", table=str(polling.polled.table.name), rows=len(late))
+        return late
 
-    def _asked_for(self, polling: Polling, most_keys: int) -> list[Order]:
-        table = polling.polled.table
-        asked = self._requests.take_keys(str(table.name), most_keys)
-        if not asked:
-            return []
+    def _texts(self, table: CapturedTable, keys: Sequence[Order]) -> list[Order]:
+        """Return keys from the topic as the texts of their columns' types."""
         sql = self._render((table, "texts"), lambda: statements.key_texts(table))
-        columns = [list(texts) for texts in zip(*asked, strict=True)]
+        columns = [list(texts) for texts in zip(*keys, strict=True)]
         with keys_of(table):
             found = self._connection.execute(sql, arrays(columns)).fetchone()
         return list(zip(*found or (), strict=True))
 
-    def _is_sweep_due(self, polling: Polling) -> bool:
-        entry, now = self._published.get(str(polling.polled.table.name)), time.monotonic()
-        seconds = self._intervals.sweep_seconds
-        if not seconds or entry is None or not entry.complete or now - polling.swept_at < seconds:
-            return False
-        polling.swept_at = now
-        return True
+    def _is_sweep_due(self, round_: Round, table: CapturedTable, position: Position) -> bool:
+        entry, seconds = self._published.get(str(table.name)), self._intervals.sweep_seconds
+        return bool(seconds and entry is not None and entry.complete and position.is_due(round_.time, seconds))
 
     def _beyond(self, polling: Polling, after: Order | None, most_rows: int) -> list[Order]:
-        values = {f"after_{place}": text for place, text in enumerate(after or ())}
-        return self._order("beyond" if after is None else "resumed", polling, {**values, "most_rows": most_rows})
+        """Read the rows behind a position, and note those that a walk would be asked for."""
+        lower = Lower.NONE if after is None else Lower.AFTER
+        sql = self._render((polling.polled, "beyond", lower), lambda: timestamp_sql.beyond(polling.polled, lower))
+        values = {**_numbered("after", after or ()), "since": polling.look_back.open_since, "most_rows": most_rows}
+        rows = self._connection.execute(sql, values, prepare=True).fetchall()
+        polling.look_back.note([row[:-1] for row in rows if row[-1]])
+        return [row[:-1] for row in rows]
 
-    def _order(self, what: str, polling: Polling, values: Mapping[str, object]) -> list[Order]:
-        polled = polling.polled
-        build = _BUILDERS[what]
-        sql = self._render((polled, what), lambda: build(polled))
-        return self._connection.execute(sql, values, prepare=True).fetchall()
+    def _newest(self, polled: PolledTable) -> Order | None:
+        sql = self._render((polled, "newest"), lambda: timestamp_sql.newest(polled))
+        # Without parameters a % in a column's name, which is doubled, would stay so.
+        return self._connection.execute(sql, {}, prepare=True).fetchone()
+
+    def _forget(self, table: CapturedTable, previous: Positions) -> None:
+        polling = self._pollings[table.attachment]
+        position = polling.position(previous.get(table.name))
+        if position is not None:
+            polling.look_back.forget(position.newest, position.looked_xmin)
 
 
-_BUILDERS: Mapping[str, Callable[[PolledTable], Composed]] = {
-    "newest": timestamp_sql.newest,
-    "since": timestamp_sql.since,
-    "beyond": lambda polled: timestamp_sql.beyond(polled, resumed=False),
-    "resumed": lambda polled: timestamp_sql.beyond(polled, resumed=True),
-}
+def _numbered(name: str, order: Order) -> dict[str, str]:
+    return {f"{name}_{place}": text for place, text in enumerate(order)}

@@ -4,11 +4,14 @@ Values leave Postgres as the text of their own type and come back by it, under t
 computed with.
 """
 
+from enum import StrEnum
+
 from psycopg.sql import SQL, Composable, Composed
 
+from cdc import statements
 from cdc.json_sql import column_name, doubled
 from cdc.statements import key_name, log_columns, rows_name
-from cdc.tables import CapturedTable, Column
+from cdc.tables import CapturedTable, Column, Kind
 from cdc.timestamp_tables import PolledTable
 
 HEAD = """
@@ -16,9 +19,13 @@ SELECT pg_catalog.transaction_timestamp(), pg_catalog.pg_is_in_recovery(),
        -- A replica that has replayed all that it received is as far as its primary, as far as it can tell.
        CASE WHEN pg_catalog.pg_is_in_recovery()
              AND pg_catalog.pg_last_wal_receive_lsn() IS DISTINCT FROM pg_catalog.pg_last_wal_replay_lsn()
-            THEN pg_catalog.pg_last_xact_replay_timestamp() ELSE pg_catalog.transaction_timestamp() END
+            THEN pg_catalog.pg_last_xact_replay_timestamp() ELSE pg_catalog.transaction_timestamp() END,
+       pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text
 """
-"""Fixes the reading transaction's snapshot; selects when it began, whether on a replica, and up to when it knows."""
+"""Fixes the reading transaction's snapshot; selects when it began, whether on a replica, and up to when it knows.
+
+Last comes the xid before which all transactions had ended.
+"""
 
 DATABASE = """
 SELECT d.oid || '/' || d.datname, pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
@@ -41,30 +48,77 @@ def key_places(polled: PolledTable) -> tuple[int, ...]:
     return tuple(names.index(column.name) for column in polled.table.key)
 
 
-def beyond(polled: PolledTable, *, resumed: bool) -> Composed:
-    """Select what orders the first `most_rows` rows, as texts: of all of them, or after `after_0`, … if resumed."""
-    order = _order(polled)
-    bounds = SQL(", ").join(
-        SQL("%(after_{})s::text::{}").format(SQL(str(place)), SQL(doubled(cast)))
-        for place, (_, _, cast) in enumerate(order)
+class Lower(StrEnum):
+    """Where rows begin: with the first one, after the row that has `after_0`, …, or with a window of time."""
+
+    NONE = "none"
+    AFTER = "after"
+    WINDOW = "window"
+
+
+def beyond(polled: PolledTable, lower: Lower) -> Composed:
+    """Select what orders the first `most_rows` rows, as texts, and whether their transaction is of xid `since` on."""
+    readable = SQL("{}{}").format(_readable(polled), _bound(polled, lower))
+    return SQL(
+        "SELECT {texts}, {is_open} FROM {table} AS t WHERE {readable} ORDER BY {values} LIMIT %(most_rows)s"
+    ).format(
+        texts=_texts(polled),
+        is_open=_is_of(polled, "since"),
+        table=rows_name(polled.table),
+        readable=readable,
+        values=_values(polled),
     )
-    values = SQL(", ").join(value for _, value, _ in order)
-    after = SQL(" AND ({}) > ({})").format(values, bounds) if resumed else SQL("")
-    return _select(polled, after, SQL("ORDER BY {} LIMIT %(most_rows)s").format(values))
 
 
-def since(polled: PolledTable) -> Composed:
-    """Select what orders the first `most_rows` rows whose timestamp is at most `window` seconds before `newest`."""
-    _, value, cast = _order(polled)[0]
-    after = SQL(" AND {} >= %(newest)s::text::{} - %(window)s * interval '1 second'").format(value, SQL(cast))
-    values = SQL(", ").join(value for _, value, _ in _order(polled))
-    return _select(polled, after, SQL("ORDER BY {} LIMIT %(most_rows)s").format(values))
+def walked(polled: PolledTable, lower: Lower) -> Composed:
+    """Select what orders the next rows of a walk, as texts, and how it stands with each, as in look_back.Walked.
+
+    The rows end with the one that has `until_0`, …; those of a window begin `window` seconds before `newest`. Of
+    `scanned_rows` of them the first `most_rows` are selected whose transaction is of xid `since` on; and the last one
+    of so many, since there may be more behind it.
+    """
+    order = _order(polled)
+    return SQL("""
+        SELECT {texts}, is_asked, is_open, place = %(scanned_rows)s
+        FROM (SELECT {columns}, {is_asked} AS is_asked, {is_open} AS is_open,
+                     row_number() OVER (ORDER BY {values}) AS place
+              FROM {table} AS t WHERE {placed} AND ({values}) <= ({until}){lower}
+              ORDER BY {values} LIMIT %(scanned_rows)s) AS scanned
+        WHERE is_asked OR place = %(scanned_rows)s ORDER BY place LIMIT %(most_rows)s
+    """).format(
+        texts=SQL(", ").join(SQL("o{}::text").format(SQL(str(place))) for place in range(len(order))),
+        columns=SQL(", ").join(SQL("{} AS o{}").format(value, SQL(str(at))) for at, (_, value, _) in enumerate(order)),
+        is_asked=_is_of(polled, "since"),
+        is_open=_is_of(polled, "begun"),
+        values=_values(polled),
+        table=rows_name(polled.table),
+        # Not by the clock, which may have been set back since the polls came to `until`.
+        placed=_placed(polled),
+        until=_parameters(polled, "until"),
+        lower=_bound(polled, lower),
+    )
 
 
 def newest(polled: PolledTable) -> Composed:
-    """Select what orders the last `most_rows` of all rows, as texts, the last one first."""
+    """Select what orders the last one of all rows, as texts."""
     values = SQL(", ").join(SQL("{} DESC").format(value) for _, value, _ in _order(polled))
-    return _select(polled, SQL(""), SQL("ORDER BY {} LIMIT %(most_rows)s").format(values))
+    return SQL("SELECT {texts} FROM {table} AS t WHERE {readable} ORDER BY {values} LIMIT 1").format(
+        texts=_texts(polled), table=rows_name(polled.table), readable=_readable(polled), values=values
+    )
+
+
+def swept(table: CapturedTable) -> Composed:
+    """Select what a sweep publishes of the keys from the topic in parameters `k1`, …: NULL for a row that is gone.
+
+    A row of a transaction that had not ended before the xid `since` is selected, too, or any row without one: while all
+    rows were read it may not have been there, after an older one that the topic has. A view's rows tell no xid.
+    """
+    if table.kind is Kind.VIEW:
+        return statements.ghosts(table)
+    return SQL("""
+        {images} WHERE t.{first} IS NULL OR %(since)s::text IS NULL
+                 OR pg_catalog.age(t.xmin) <= pg_catalog.age(%(since)s::text::xid8::xid)
+    """).format(images=statements.topic_images(table), first=column_name(table.key[0]))
 
 
 def key_pages(table: CapturedTable) -> Composed:
@@ -83,26 +137,57 @@ def key_pages(table: CapturedTable) -> Composed:
     )
 
 
-def _select(polled: PolledTable, condition: Composable, rest: Composable) -> Composed:
-    return SQL("SELECT {texts} FROM {table} AS t WHERE {readable}{condition} {rest}").format(
-        texts=SQL(", ").join(SQL("({})::text").format(value) for _, value, _ in _order(polled)),
-        table=rows_name(polled.table),
-        readable=_readable(polled),
-        condition=condition,
-        rest=rest,
+def _is_of(polled: PolledTable, since: str) -> Composable:
+    """Tell rows of transactions that had not ended before the xid in a parameter, all rows if it is NULL.
+
+    A subtransaction's xid is never less than its parent's. Rows of views tell no xid.
+    """
+    if polled.table.kind is Kind.VIEW:
+        return SQL("true")
+    # In a query of its own it is computed once.
+    return SQL("(pg_catalog.age(t.xmin) <= (SELECT pg_catalog.age(%({})s::text::xid8::xid))) IS NOT FALSE").format(
+        SQL(since)
+    )
+
+
+def _bound(polled: PolledTable, lower: Lower) -> Composable:
+    if lower is Lower.AFTER:
+        return SQL(" AND ({}) > ({})").format(_values(polled), _parameters(polled, "after"))
+    if lower is Lower.WINDOW:
+        _, value, cast = _order(polled)[0]
+        return SQL(" AND {} >= %(newest)s::text::{} - %(window)s * interval '1 second'").format(value, SQL(cast))
+    return SQL("")
+
+
+def _texts(polled: PolledTable) -> Composable:
+    return SQL(", ").join(SQL("({})::text").format(value) for _, value, _ in _order(polled))
+
+
+def _values(polled: PolledTable) -> Composable:
+    return SQL(", ").join(value for _, value, _ in _order(polled))
+
+
+def _parameters(polled: PolledTable, name: str) -> Composable:
+    return SQL(", ").join(
+        SQL("%({}_{})s::text::{}").format(SQL(name), SQL(str(place)), SQL(doubled(cast)))
+        for place, (_, _, cast) in enumerate(_order(polled))
     )
 
 
 def _readable(polled: PolledTable) -> Composable:
     """Leave out rows that have no place in the order, and those of a time to come, behind which none would be found."""
     if not polled.timestamp:
-        return SQL("t.{} IS NOT NULL").format(column_name(polled.incrementing or polled.table.key[0]))
+        return _placed(polled)
     # What has no zone cannot be compared with a clock: where it is from, only its writers know.
     latest = SQL("<= pg_catalog.transaction_timestamp()" if polled.has_zone else "< 'infinity'")
-    readable = SQL("{} {}").format(_timestamp(polled), latest)
-    if polled.incrementing is None:
-        return readable
-    return SQL("{} AND t.{} IS NOT NULL").format(readable, column_name(polled.incrementing))
+    return SQL("{} AND {} {}").format(_placed(polled), _timestamp(polled), latest)
+
+
+def _placed(polled: PolledTable) -> Composable:
+    """Leave out rows that have no place in the order."""
+    named = [SQL("t.{}").format(column_name(polled.incrementing))] if polled.incrementing else []
+    timestamp = [_timestamp(polled)] if polled.timestamp else []
+    return SQL(" AND ").join(SQL("{} IS NOT NULL").format(value) for value in (*timestamp, *named))
 
 
 def _order(polled: PolledTable) -> list[tuple[str, Composable, str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.rows import class_row
 
+from cdc.column_types import CAST, COLUMN_TYPES, TYPE
 from cdc.errors import CaptureError
 from cdc.fingerprints import Seen
 from cdc.table_options import Level, Mode, TableOptions
@@ -35,37 +36,20 @@ SELECT c.oid,
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 """
-_COLUMNS = """
+_COLUMNS = f"""
 SELECT a.attname AS name, base.oid AS type_oid, base.typtype = 'e' AND base.brackets = '' AS is_enum,
-       coalesce(o.collisdeterministic, true) AS is_deterministic,
-       CASE n.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(base.oid, NULL)
-            ELSE format('%%I.%%I', n.nspname, base.typname) END || base.brackets AS type,
-       CASE s.nspname WHEN 'pg_catalog' THEN pg_catalog.format_type(own.oid, NULL)
-            ELSE format('%%I.%%I', s.nspname, own.typname) END AS cast,
+       coalesce(l.collisdeterministic, true) AS is_deterministic,
+       {TYPE} AS type,
+       {CAST} AS cast,
        base.modifier AS type_modifier,
        ARRAY(SELECT e.oid || ' ' || e.enumlabel FROM pg_catalog.pg_enum e
              WHERE e.enumtypid = base.oid ORDER BY e.oid)::text[] AS labels
 FROM pg_catalog.pg_attribute a
--- A domain is written as the type that it is made from, over however many domains, inside arrays too.
-CROSS JOIN LATERAL (
-    WITH RECURSIVE made_from AS (
-        SELECT a.atttypid AS oid, '' AS brackets, a.atttypmod AS modifier
-        UNION ALL
-        SELECT CASE y.typbasetype WHEN 0 THEN y.typelem ELSE y.typbasetype END,
-               m.brackets || CASE y.typbasetype WHEN 0 THEN '[]' ELSE '' END,
-               CASE y.typbasetype WHEN 0 THEN m.modifier ELSE y.typtypmod END
-        FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
-        WHERE y.typbasetype <> 0 OR y.typsubscript = 'pg_catalog.array_subscript_handler'::regproc)
-    SELECT y.oid, y.typname, y.typnamespace, y.typtype, m.brackets, m.modifier
-    FROM made_from m JOIN pg_catalog.pg_type y ON y.oid = m.oid
-    WHERE y.typbasetype = 0 AND y.typsubscript <> 'pg_catalog.array_subscript_handler'::regproc) AS base
-JOIN pg_catalog.pg_namespace n ON n.oid = base.typnamespace
-JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
-JOIN pg_catalog.pg_namespace s ON s.oid = own.typnamespace
-LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
+{COLUMN_TYPES}
+LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
 WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
-"""
+"""  # noqa: S608 - constants alone
 # What changes with rows that no column tells of: other columns, another view, partitions, and a table's files, which
 # TRUNCATE and rewriting statements make anew.
 _LOOKS = """

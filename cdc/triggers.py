@@ -7,19 +7,25 @@ PgQ's ticks do: no clock, no gap, no wait behind open transactions. Rows are rea
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
+import psycopg
 from psycopg import errors as pg
 from psycopg.sql import Identifier
+from psycopg.types.numeric import Int8
 
 from cdc import statements
 from cdc.errors import CaptureError, CatalogChanged
-from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
+from cdc.fingerprints import Seen
 from cdc.pruning import empty
-from cdc.rounds import CursorDrain, Drain, Found, Keys, Mark, Positions, Round
-from cdc.source import Source, arrays
+from cdc.rounds import NOTHING_KNOWN, CursorDrain, Drain, Found, Keys, KnownBy, Mark, Positions, Round
+from cdc.source import AttachedSource, arrays
 from cdc.tables import CapturedTable, SourceKind, captured_tables, demand_source
 from runtime.postgres import translated
 
-_COMPLETE = "SELECT cdc.complete(%(attachment)s)"
+_NOW = "SELECT pg_catalog.pg_current_snapshot()::text"
+_TELL = "SELECT cdc.log_keys(%(attachment)s, VARIADIC %(arrays)s::text[])"
+# A leader of before would give rights back to log a table that its successor has begun with: what was not logged
+# meanwhile would never be found.
+_COMPLETE = "SELECT cdc.complete(%(attachment)s), cdc.demand_leader(%(capture)s, %(leader)s)"
 _PRUNED = """
 SELECT t.id FROM cdc.captured_table t
 JOIN unnest(%(attachments)s::integer[], %(snapshots)s::pg_snapshot[]) AS c (id, snapshot) ON c.id = t.id
@@ -29,14 +35,23 @@ WHERE pg_snapshot_xmax(t.pruned_snapshot) > pg_snapshot_xmax(c.snapshot)
 """
 
 
-class TriggerSource(Source):
-    """Finds changed keys in change logs; a position in one is the `pg_snapshot` of a poll."""
+class TriggerSource(AttachedSource):
+    """Finds changed keys in change logs; a position in one is the `pg_snapshot` of a poll.
+
+    `leader` is the name in the lease of who may empty a log and mend triggers; without one nobody may.
+    """
+
+    kind = SourceKind.TRIGGERS
+
+    def __init__(self, connection: psycopg.Connection, capture: str, *, where: str, leader: str = "") -> None:
+        super().__init__(connection, capture, where=where)
+        self._leader = leader
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
         """Return what has a change log, and what it looks like."""
         with translated(self._where), self._reading(()):
             tables = captured_tables(self._connection, self._capture)
-            demand_source(tables, SourceKind.TRIGGERS)
+            demand_source(tables, self.kind)
             return tables, self.seen(tables)
 
     def out_of_reach(self, positions: Mapping[int, str]) -> Mapping[int, str]:
@@ -49,13 +64,15 @@ class TriggerSource(Source):
 
     def arm(self, table: CapturedTable) -> bool:
         """Add triggers of later partitions, and rights that the triggers' owner lacks."""
+        values = {"attachment": table.attachment, "capture": self._capture, "leader": self._leader}
         with translated(self._where), suppress(pg.ObjectNotInPrerequisiteState):
-            return self._connection.execute(_COMPLETE, {"attachment": table.attachment}).fetchone() == (True,)
+            row = self._connection.execute(_COMPLETE, values).fetchone()
+            return row is not None and row[0] is True
         return False
 
     def empty(self, table: CapturedTable) -> None:
         """Empty the change log of a table that waits, a step at a time."""
-        empty(self._connection, table, where=self._where)
+        empty(self._connection, table, leader=self._leader, where=self._where)
 
     @contextmanager
     def round(
@@ -69,15 +86,18 @@ class TriggerSource(Source):
                 round_.found = list(self._probe(known, previous, [page_rows(table) for table in known]))
             yield round_
 
-    def seen(self, tables: Sequence[CapturedTable]) -> dict[int, Seen]:
-        """Return what tables and their triggers look like."""
-        rows = self._connection.execute(FINGERPRINTS_SQL, parameters(tables), prepare=True)
-        return {attachment: Seen(*looks) for attachment, *looks in rows}
+    def as_of(self, tables: Sequence[CapturedTable]) -> Mapping[int, KnownBy]:
+        """Ask the projector, for the views that it keeps."""
+        projected = [table for table in tables if table.is_projected]
+        if not projected:
+            return {}
+        rows = self._connection.execute(statements.AS_OF, prepare=True)
+        known = {relation: KnownBy(time, uncertain) for relation, time, uncertain in rows}
+        return {table.attachment: known.get(table.oid, NOTHING_KNOWN) for table in projected}
 
     def may_begin(self, table: CapturedTable) -> bool:
         """Not while logging has stopped because a part of the change log is full."""
-        sql = self._render((table, "limit"), lambda: statements.limit_reached(table))
-        return self._connection.execute(sql).fetchone() is None
+        return not self._is_full(table)
 
     def drain(self, round_: Round, found: Found, previous: Positions, *, page_keys: int) -> Drain:
         """Keep the keys in a cursor of the session."""
@@ -91,6 +111,23 @@ class TriggerSource(Source):
         """Log keys as the triggers do."""
         with translated(self._where):
             self._connection.execute(self._render((table, "log"), lambda: statements.log_keys(table)), arrays(keys))
+
+    def begin(self, table: CapturedTable) -> str | None:
+        """Return the snapshot of now; None if logging has stopped, since writers leave no further mark then."""
+        with translated(self._where):
+            row = self._connection.execute(_NOW).fetchone()
+            # After the snapshot: a mark that is not seen here is none that a poll from there on would pass over.
+            return str(row[0]) if row and not self._is_full(table) else None
+
+    def tell(self, table: CapturedTable, keys: Keys) -> None:
+        """Log keys as the triggers do."""
+        values = {"attachment": table.attachment, "arrays": list(keys.literals)}
+        with translated(self._where):
+            self._connection.execute(_TELL, values)
+
+    def _is_full(self, table: CapturedTable) -> bool:
+        sql = self._render((table, "limit"), lambda: statements.limit_reached(table))
+        return self._connection.execute(sql).fetchone() is not None
 
     def _head(self, tables: tuple[CapturedTable, ...]) -> Round:
         row = self._connection.execute(statements.HEAD, {"capture": self._capture}, prepare=True).fetchone()
@@ -106,8 +143,10 @@ class TriggerSource(Source):
     def _probe(
         self, tables: Sequence[CapturedTable], previous: Positions, most_records: Sequence[int]
     ) -> Iterator[Found]:
-        sql = self._render((*tables, "probe", *most_records), lambda: statements.probe(tables, most_records))
-        values = {f"snapshot_{number}": previous[table.name] for number, table in enumerate(tables)}
+        # Pages' sizes are parameters: they change all the time while a table is read.
+        sql = self._render((*tables, "probe"), lambda: statements.probe(tables))
+        snapshots = {f"snapshot_{number}": previous[table.name] for number, table in enumerate(tables)}
+        values = snapshots | {f"most_{number}": Int8(most) for number, most in enumerate(most_records)}
         for number, replaced, records, marks, keys in self._connection.execute(sql, values, prepare=True):
             if replaced:
                 raise CatalogChanged(f"{tables[number].name}: another table has its name now")

@@ -12,6 +12,10 @@ class Visibility:
     xmax: int
     open: frozenset[int]
 
+    def has_ended(self, before: int) -> bool:
+        """Return whether all transactions before an xid have ended."""
+        return min(self.open, default=self.xmax) >= before
+
     def sees(self, xid: int) -> bool:
         """Return whether a transaction that has committed is visible; `xid` is within 2^31 of the snapshot's."""
         ahead = (xid - self.xmax) % _XIDS

@@ -12,8 +12,10 @@ from cdc.pgoutput import Key, KeyColumns, Relation
 from cdc.rounds import Mark
 from cdc.visibility import Visibility
 
-MESSAGE_PREFIX = "viewkeeper"
-"""Of messages in the WAL that name keys, as if they had changed: a JSON array of attachment and keys."""
+MOST_WAITING = 500_000
+"""So many keys are in memory at most, and a page: those beyond wait in the server, which keeps its WAL."""
+_PART_WEIGHT = 4
+"""A transaction's part of a table takes memory as so many keys, beside its own."""
 
 _HEADER_BYTES = 25
 _WAL_END = Struct(">q")
@@ -29,7 +31,7 @@ class Owner:
 
 
 class _LoggedKeys(msgspec.Struct, frozen=True, array_like=True):
-    """The content of a message under MESSAGE_PREFIX: a list of texts a key."""
+    """The content of a message that names keys, as if they had changed: a list of texts a key."""
 
     attachment: int
     keys: list[Key]
@@ -51,6 +53,9 @@ class _Transaction:
     commit_at: int
     changed: dict[int, Changed] = field(default_factory=dict)
 
+    def is_visible(self, snapshot: Visibility) -> bool:
+        return self.xid is None or snapshot.sees(self.xid)
+
     def of(self, attachment: int) -> Changed:
         return self.changed.setdefault(attachment, Changed())
 
@@ -59,17 +64,21 @@ class WaitingKeys:
     """Takes in what the stream sends, and gives out keys of transactions that a snapshot sees.
 
     Every transaction whose commit record begins before `position` has come in whole. `owner_of` finds the captured
-    table of a relation; it is asked for relations in the publication alone.
+    table of a relation that a transaction (32 bits of its xid) has changed; it is asked for relations in the
+    publication alone. Messages under `prefix` are the capture's own; all others are passed over.
     """
 
-    def __init__(self, owner_of: Callable[[int], Owner | None], position: int) -> None:
+    def __init__(self, owner_of: Callable[[int, int], Owner | None], position: int, *, prefix: str) -> None:
         self.position = position
         self.taken_in = 0
         self._owner_of = owner_of
+        self._prefix = prefix
         self._transactions: deque[_Transaction] = deque()
         self._open: _Transaction | None = None
         self._relations: dict[int, Relation] = {}
-        self._columns: dict[int, tuple[Owner, KeyColumns | None] | None] = {}
+        self._columns: dict[int, tuple[Owner, KeyColumns | None]] = {}
+        # Relations without an owner, as far as the open transaction is concerned.
+        self._unknown: set[int] = set()
 
     def take_in(self, data: bytes) -> None:
         """Take in one message; `taken_in` counts the changes."""
@@ -86,6 +95,8 @@ class WaitingKeys:
             begin = pgoutput.begin(message)
             self._open = _Transaction(begin.xid, begin.commit_at)
             self._transactions.append(self._open)
+            # One before may have been a partition's that nobody saw then.
+            self._unknown.clear()
         elif kind == ord("C"):
             self._open = None
             self.position = pgoutput.commit(message).end
@@ -99,6 +110,7 @@ class WaitingKeys:
     def forget_owners(self) -> None:
         """Ask for each relation's table anew: what is attached has changed."""
         self._columns.clear()
+        self._unknown.clear()
 
     def take(
         self,
@@ -114,7 +126,7 @@ class WaitingKeys:
         """
         taken: dict[int, Changed] = {}
         for transaction in self._transactions:
-            if transaction.xid is not None and not snapshot.sees(transaction.xid):
+            if not transaction.is_visible(snapshot):
                 continue
             for attachment in transaction.changed.keys() - kept:
                 if transaction.commit_at < positions.get(attachment, transaction.commit_at + 1):
@@ -138,24 +150,48 @@ class WaitingKeys:
         return frozenset(
             attachment
             for one in self._transactions
-            if one.commit_at < before and (one.xid is None or snapshot.sees(one.xid))
+            if one.commit_at < before and one.is_visible(snapshot)
             for attachment in one.changed
         )
 
-    def backlog(self, snapshot: Visibility, kept: Set[int]) -> int:
-        """Return how many keys wait that `snapshot` sees, those of tables in `kept` left out."""
-        return sum(
-            len(changed.keys)
-            for one in self._transactions
-            if one.xid is None or snapshot.sees(one.xid)
-            for attachment, changed in one.changed.items()
-            if attachment not in kept
-        )
+    def has_room(self, snapshot: Visibility, locked: Set[int], page_keys: int) -> bool:
+        """Return whether more is to be taken in: fewer keys wait than a page that could be read, and than may in all.
+
+        That a transaction becomes visible, or a lock ends, hangs on nothing that would be taken in.
+        """
+        readable = total = 0
+        for one in self._transactions:
+            is_visible = one.is_visible(snapshot)
+            for attachment, changed in one.changed.items():
+                total += len(changed.keys) + _PART_WEIGHT
+                if is_visible and attachment not in locked:
+                    readable += len(changed.keys)
+        return readable < page_keys and total < MOST_WAITING
+
+    def forget_keys(self, locked: Set[int], snapshot: Visibility) -> None:
+        """Let go of the keys of locked tables with very many, all of whose rows are to be read again instead.
+
+        So nobody else waits until the lock ends. What is not visible yet is marked by itself: it is taken later.
+        """
+        for attachment in locked:
+            parts = [(one, one.changed[attachment]) for one in self._transactions if attachment in one.changed]
+            if sum(len(changed.keys) + _PART_WEIGHT for _, changed in parts) <= MOST_WAITING // 2:
+                continue
+            is_marked = False
+            for one, _ in parts:
+                is_visible = one.is_visible(snapshot)
+                if is_marked and is_visible:
+                    del one.changed[attachment]
+                else:
+                    one.changed[attachment] = Changed({}, {Mark.PASS})
+                is_marked |= is_visible
 
     def _change(self, message: bytes) -> None:
-        known = self._known(pgoutput.relation_oid(message))
         self.taken_in += 1
-        if known is None or self._open is None:
+        if self._open is None:
+            return
+        known = self._known(pgoutput.relation_oid(message), self._open)
+        if known is None:
             return
         owner, columns = known
         keys = pgoutput.keys(message, columns) if columns is not None else None
@@ -170,22 +206,24 @@ class WaitingKeys:
             return
         if message[0] == ord("T"):
             for oid in pgoutput.truncate(message).oids:
-                known = self._known(oid)
+                known = self._known(oid, self._open)
                 if known is not None:
                     self._open.of(known[0].attachment).marks.add(Mark.TRUNCATE)
         elif message[0] == ord("M"):
             told = pgoutput.message(message)
-            if told.prefix == MESSAGE_PREFIX:
+            if told.prefix == self._prefix:
                 logged = msgspec.json.decode(told.content, type=_LoggedKeys)
+                self.taken_in += len(logged.keys)
                 self._open.of(logged.attachment).keys.update(dict.fromkeys(logged.keys))
 
-    def _known(self, oid: int) -> tuple[Owner, KeyColumns | None] | None:
-        if oid not in self._columns:
-            owner, relation = self._owner_of(oid), self._relations.get(oid)
-            self._columns[oid] = (
-                (owner, pgoutput.key_columns(relation, owner.key) if relation else None) if owner else None
-            )
-        return self._columns[oid]
+    def _known(self, oid: int, transaction: _Transaction) -> tuple[Owner, KeyColumns | None] | None:
+        if oid not in self._columns and oid not in self._unknown:
+            owner, relation = self._owner_of(oid, transaction.xid or 0), self._relations.get(oid)
+            if owner is None:
+                self._unknown.add(oid)
+            else:
+                self._columns[oid] = owner, pgoutput.key_columns(relation, owner.key) if relation else None
+        return self._columns.get(oid)
 
 
 def _move(transaction: _Transaction, attachment: int, taken: Changed, most: int) -> None:

@@ -9,9 +9,10 @@ from psycopg import errors as pg
 from psycopg.pq import ExecStatus
 from psycopg.sql import SQL, Identifier, Literal
 
+from cdc.lease import BUSY_SECONDS
 from cdc.lsn import lsn_text
 from cdc.session import SESSION
-from runtime.postgres import CONNECT_TIMEOUT_SECONDS, DatabaseUnavailable, connect_error, describe, translated
+from runtime.postgres import DatabaseUnavailable, describe, open_connection, translated
 
 STATUS_SECONDS = 0.2
 """The server is told how far the stream is confirmed at most so often, and at least each second."""
@@ -21,8 +22,11 @@ _EPOCH_SECONDS = 946_684_800
 
 _START = "START_REPLICATION SLOT {slot} LOGICAL {start} (proto_version '1', publication_names {name}, messages 'true')"
 _STATUS = Struct(">cqqqq?")
-# A walsender takes no settings for locks: it waits for none, but its start may.
-_SETTINGS = {name: value for name, value in SESSION.items() if name != "lock_timeout"}
+# A walsender takes no settings for locks: it waits for none, but its start may. While a page is read the server is told
+# nothing, and is to be patient for as long as the lease is kept meanwhile.
+_SETTINGS = {name: value for name, value in SESSION.items() if name != "lock_timeout"} | {
+    "wal_sender_timeout": f"{BUSY_SECONDS:.0f}s"
+}
 
 
 class SlotUnusable(DatabaseUnavailable):
@@ -36,19 +40,7 @@ class WalStream:
         self._where = f"{describe(url)}, replication slot {slot}"
         self._told = start
         self._told_at = float("-inf")
-        try:
-            self._connection = psycopg.connect(
-                url,
-                application_name=name,
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                keepalives_idle=10,
-                keepalives_interval=5,
-                keepalives_count=3,
-                replication="database",
-                autocommit=True,
-            )
-        except psycopg.OperationalError as error:
-            raise connect_error(error, self._where) from error
+        self._connection = open_connection(url, name=name, where=self._where, replication="database")
         try:
             self._begin(slot, publication, start)
         except BaseException:
@@ -116,6 +108,7 @@ class WalStream:
         raise DatabaseUnavailable(f"{self._where}: the server ended the stream")
 
     def _refused(self, error: psycopg.Error) -> None:
-        if isinstance(error, pg.UndefinedObject | pg.ObjectNotInPrerequisiteState):
+        # The last is what a server says that cannot make sense of its WAL: it says so again each time.
+        if isinstance(error, pg.UndefinedObject | pg.ObjectNotInPrerequisiteState | pg.InternalError_):
             raise SlotUnusable(f"{self._where}: {' '.join(str(error).split())}") from error
         raise error

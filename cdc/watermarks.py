@@ -1,6 +1,7 @@
 """A table's watermark in the cursor topic, for a command that has to know what the topic reflects."""
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 
 from cdc.cursor import TableCursor, Watermark
@@ -59,6 +60,17 @@ class Watermarks:
                 return entry, watermark
             if time.monotonic() > deadline:
                 raise CaptureError(self._late(entry, time_of_source))
+            time.sleep(LOOK_SECONDS)
+
+    def reached(self, is_there: Callable[[str], bool]) -> None:
+        """Wait for a position of the table that `is_there`; raises CaptureError if that takes too long."""
+        deadline = time.monotonic() + self._wait_seconds
+        while (entry := self._newest()) is None or entry.position is None or not is_there(entry.position):
+            if time.monotonic() > deadline:
+                raise CaptureError(
+                    f"{self._table.name}: the capture did not take up the keys that differ within "
+                    f"{self._wait_seconds:g} s: is viewkeeper-cdc run at work? see viewkeeper-cdc status"
+                )
             time.sleep(LOOK_SECONDS)
 
     def _newest(self) -> TableCursor | None:

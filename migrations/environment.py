@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 from alembic import context
 from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection, create_engine, pool
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from runtime.errors import ConfigurationError, ViewkeeperError
 from runtime.postgres import describe
@@ -40,11 +41,25 @@ def run_migrations(url: str, *, version_schema: str) -> None:
     except OperationalError as error:
         reason = " ".join(str(error.orig).split())
         raise ConfigurationError(f"{describe(url)}: cannot connect: {reason}") from error
-    with connection:
+    with connection, _told_rights(url):
         _make_schema(connection, version_schema)
         context.configure(connection=connection, version_table_schema=version_schema, transaction_per_migration=False)
         with context.begin_transaction():
             context.run_migrations()
+
+
+@contextmanager
+def _told_rights(url: str) -> Iterator[None]:
+    """Raise ConfigurationError for a right that the role lacks."""
+    try:
+        yield
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        reason = " ".join(str(error.orig).split())
+        raise ConfigurationError(
+            f"{describe(url)}: {reason}: migrate as the owner of the database, or as a role that may do so"
+        ) from error
 
 
 def _make_schema(connection: Connection, schema: str) -> None:

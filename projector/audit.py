@@ -6,26 +6,27 @@ Source and view are live and never at the same moment, so rows that differ at fi
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
 
 import msgspec
-from psycopg import Connection
+from psycopg import Connection, ServerCursor
 from psycopg.rows import scalar_row
 
-from projector.audit_sql import AuditStatements, build_audit_statements
+from projector.audit_sql import AuditStatements, as_key, build_audit_statements, key_and_row, key_parameters
 from projector.changes import Key
 from projector.definition import View
-from projector.errors import ProjectorError
+from projector.errors import DefinitionError
+from projector.reaching import wait_until_reached
 from projector.registry import active_versions
+from projector.source_check import padded_columns, padding_complaints
 from runtime.postgres import connect, describe, translated
 
 CLIENT_NAME = "viewkeeper-audit"
 FETCH_ROWS = 5_000
 SETTLE_ROWS = 5_000
-AS_OF_POLL_SECONDS = 0.02
 
 TRIES = 10
 CONFIRMATIONS = 5
@@ -48,14 +49,6 @@ SESSION_SETTINGS = {
     # The whole result is read: without this a server cursor is planned for its first rows.
     "cursor_tuple_fraction": "1",
 }
-
-AS_OF = """
-SELECT as_of, flags FROM public.viewkeeper_as_of WHERE view = %s
-"""
-
-
-class AuditError(ProjectorError):
-    """The audit could not be made: the view does not get as far as the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +99,23 @@ class AuditResult:
         return f"{self.view}: {self.compared_rows} rows compared, {self.differing_rows} differ{undecided}"
 
 
-def audit_view(view: View, *, source_url: str, view_url: str, wait_seconds: float = 60.0) -> AuditResult:
+def audit_view(
+    view: View, *, source_url: str, view_url: str, wait_seconds: float = 60.0, sample: int | None = None
+) -> AuditResult:
     """Compare a view with a recomputation by SQL over its source tables, while both are in use.
 
-    Raises AuditError when the view has not reached the source's time within `wait_seconds`.
+    All rows, or those of `sample` random keys of the source and as many of the view. Raises NotReached when the view
+    has not reached the source's time within `wait_seconds`, DefinitionError when its key is padded in the source.
     """
     began = time.monotonic()
     result = AuditResult(view.name)
     with ExitStack() as stack:
         source = stack.enter_context(_session(source_url))
         kept = stack.enter_context(_session(view_url))
-        active_versions(kept, [view], where=describe(view_url))
-        audit = _Audit(view, source, kept, wait_seconds)
-        suspects = audit.suspects(result)
+        # As the version that readers see was defined: a declaration may be ahead of it, or behind.
+        (shown,) = active_versions(kept, [view], where=describe(view_url))
+        audit = _Audit(shown.view, source, kept, wait_seconds)
+        suspects = audit.suspects(result) if sample is None else audit.sample(sample, result)
         for start in range(0, len(suspects), SETTLE_ROWS):
             audit.settle(suspects[start : start + SETTLE_ROWS], result)
     result.seconds = time.monotonic() - began
@@ -131,20 +128,38 @@ class _Audit:
         self._source = source
         self._kept = kept
         self._wait_seconds = wait_seconds
-        self._statements: AuditStatements = build_audit_statements(view)
+        with _translated(source):
+            padded = padded_columns(source, view)
+            complaints = padding_complaints(source, view, padded)
+        if complaints:
+            # Compared is what the topics say: no difference would be found, and it is not what SQL says.
+            raise DefinitionError(f"view {view.name!r} cannot be audited: {'; '.join(complaints)}")
+        self._statements: AuditStatements = build_audit_statements(view, padded)
 
     def suspects(self, result: AuditResult) -> list[Key]:
         """Compare all rows: the source in one snapshot, the view in a later one that reflects all of it."""
         suspects: list[Key] = []
         with self._source.transaction(), _stream(self._source, self._statements.source_rows) as source_rows:
             # The cursor's declaration has taken the snapshot; only after it the time is read.
-            self._wait_for(self._now())
+            wait_until_reached(self._kept, self._view.name, self._now(), wait_seconds=self._wait_seconds)
             with self._kept.transaction(), _stream(self._kept, self._statements.view_rows) as view_rows:
                 for key, in_source, in_view in _merged(source_rows, view_rows):
                     result.compared_rows += 1
                     if in_source != in_view:
                         suspects.append(key)
         return suspects
+
+    def sample(self, count: int, result: AuditResult) -> list[Key]:
+        """Return random keys, of the view too: the source has none of a row that should not be there."""
+        keys: dict[Key, None] = {}
+        for session, query in (
+            (self._source, self._statements.source_keys),
+            (self._kept, self._statements.view_keys),
+        ):
+            with _translated(session):
+                keys.update((as_key(read), None) for read in session.execute(query, {"count": count}))
+        result.compared_rows = len(keys)
+        return list(keys)
 
     def settle(self, suspects: Sequence[Key], result: AuditResult) -> None:
         """Look at suspects again: source, then the view once it reflects that, then the source once more.
@@ -158,10 +173,8 @@ class _Audit:
             if not suspects:
                 return
             before, time_before = self._look(suspects)
-            self._wait_for(time_before)
-            in_view: dict[Key, str] = dict(
-                self._kept.execute(self._statements.view_rows_of, {"keys": list(suspects)}).fetchall()
-            )
+            wait_until_reached(self._kept, self._view.name, time_before, wait_seconds=self._wait_seconds)
+            in_view = self._rows_of(self._kept, self._statements.view_rows_of, suspects)
             after, _ = self._look(suspects)
             undecided: list[Key] = []
             for key in suspects:
@@ -181,30 +194,15 @@ class _Audit:
 
     def _look(self, keys: Sequence[Key]) -> tuple[dict[Key, str], datetime]:
         with self._source.transaction():
-            rows: dict[Key, str] = dict(
-                self._source.execute(self._statements.source_rows_of, {"keys": list(keys)}).fetchall()
-            )
-            return rows, self._now()
+            return self._rows_of(self._source, self._statements.source_rows_of, keys), self._now()
+
+    def _rows_of(self, connection: Connection, statement: bytes, keys: Sequence[Key]) -> dict[Key, str]:
+        with _translated(connection):
+            return dict(map(key_and_row, connection.execute(statement, key_parameters(self._view, keys))))
 
     def _now(self) -> datetime:
-        with self._source.cursor(row_factory=scalar_row) as cursor:
+        with _translated(self._source), self._source.cursor(row_factory=scalar_row) as cursor:
             return cast(datetime, cursor.execute("SELECT clock_timestamp()").fetchone())
-
-    def _wait_for(self, time_of_source: datetime) -> None:
-        deadline = time.monotonic() + self._wait_seconds
-        while True:
-            as_of, flags = self._kept.execute(AS_OF, [self._view.name]).fetchone() or (None, [])
-            # An uncertain time is one that the source's clock went back behind: more may have been committed by it.
-            if as_of and as_of >= time_of_source and "uncertain" not in flags:
-                return
-            if time.monotonic() > deadline:
-                known = f"{as_of.isoformat()}{''.join(f' ({flag})' for flag in flags)}" if as_of else "not known yet"
-                raise AuditError(
-                    f"view {self._view.name!r} has not reached {time_of_source.isoformat()} of its source within "
-                    f"{self._wait_seconds:g} s, its as-of is {known}: "
-                    "are viewkeeper-cdc and viewkeeper-projector running, and does the capture have all its tables?"
-                )
-            time.sleep(AS_OF_POLL_SECONDS)
 
 
 @contextmanager
@@ -212,8 +210,19 @@ def _stream(connection: Connection, query: bytes) -> Iterator[Iterator[tuple[Key
     """Open a server cursor now; its rows are fetched in pieces as they are iterated."""
     with connection.cursor(name="audit") as cursor:
         cursor.itersize = FETCH_ROWS
-        cursor.execute(query)
-        yield iter(cursor)
+        with _translated(connection):
+            cursor.execute(query)
+        yield _fetched(cursor)
+
+
+def _fetched(cursor: ServerCursor) -> Iterator[tuple[Key, str]]:
+    with _translated(cursor.connection):
+        yield from map(key_and_row, cursor)
+
+
+def _translated(connection: Connection) -> AbstractContextManager[None]:
+    """Translate errors of one of the two databases, which are open at the same time, under its own name."""
+    return translated(describe(connection.info.dsn))
 
 
 def _merged(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import cast
 
 from projector.definition import ColumnType
@@ -36,13 +37,13 @@ def text_array(values: Iterable[str | None]) -> str:
     return ('{"' + quoted + '"}').replace(f'"{_NULL}"', "NULL")
 
 
-def copy_rows(columns: Iterable[Iterable[int | str | None]]) -> str:
+def copy_rows(columns: Iterable[Iterable[int | str | Decimal | None]]) -> str:
     """Return the rows of some columns as text for COPY."""
     rows = "\n".join(map("\t".join, zip(*map(_copy_column, columns), strict=True)))
     return f"{rows}\n" if rows else ""
 
 
-def _copy_column(column: Iterable[int | str | None]) -> list[str]:
+def _copy_column(column: Iterable[int | str | Decimal | None]) -> list[str]:
     values = list(column)
     texts = [_COPY_NULL if value is None else str(value) for value in values]
     # A backslash only stands where there is no value, or, seldom, in a text that has to be escaped.

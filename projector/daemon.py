@@ -1,7 +1,7 @@
 """The projector: batch → project → write, each batch in one transaction with its offsets."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 from psycopg import Connection
@@ -11,9 +11,13 @@ from cdc.decodings import open_decoding
 from cdc.wire import cursor_topic_name
 from projector.consumer import CLIENT_NAME, Batch, ChangelogConsumer, open_consumer
 from projector.definition import View
-from projector.kept import KeptView, apply_batch, check, resume, start_offsets
+from projector.keeping import Keeping
+from projector.kept import apply_batch
+from projector.lenient import leniency
+from projector.locks import end_hung
 from projector.metrics import AS_OF_SECONDS, BATCH_SECONDS, BATCHES, LAG_RECORDS, RECORDS_APPLIED
-from projector.registry import active_versions, database_id
+from projector.offsets import VersionDropped
+from projector.registry import check_declared, database_id
 from projector.topics import Topic, describe_topics
 from runtime.health import Health
 from runtime.kafka import BrokerUnavailable, admin, check_reachable
@@ -30,6 +34,8 @@ IDLE_WRITE_SECONDS = 1.0
 """Positions that moved without records (markers at a partition's end) are stored so often."""
 
 MEASURE_SECONDS = 0.5
+ESTIMATE_SECONDS = 1.0
+VERSIONS_LOOK_SECONDS = 0.5
 TOPICS_POLL_SECONDS = 0.5
 TOPICS_CHECK_SECONDS = 30.0
 SAY_AGAIN_SECONDS = 10.0
@@ -58,6 +64,8 @@ class Projector:
         self._stop = stop
         self._where = describe(settings.view_url)
         self._admin = admin(settings, name=CLIENT_NAME)
+        self._declared_checked = False
+        self._missing_due = Every(SAY_AGAIN_SECONDS)
 
     def session(self) -> None:
         """Start from what is stored and apply batches until the stop; for `runtime.daemon.keep_running`."""
@@ -69,44 +77,82 @@ class Projector:
             open_decoding(self._settings) as decoding,
             translated(self._where),
         ):
-            kept = [
-                KeptView(version, self._settings.topic_prefix, decoding)
-                for version in active_versions(connection, self._views, where=self._where)
-            ]
+            end_hung(connection)
+            if not self._declared_checked:
+                # Once: while this process runs, a rebuild may have another definition than it has in memory.
+                check_declared(connection, self._views, where=self._where)
+                self._declared_checked = True
+            keeping = Keeping(
+                connection,
+                self._views,
+                self._settings.topic_prefix,
+                decoding,
+                leniency(self._settings),
+                where=self._where,
+            )
             check_reachable(self._admin, self._settings)
-            names = sorted(_topic_names(kept))
-            self._wait_for_topics(names)
+            self._wait_for_topics(keeping)
             if self._stop.requested:
                 return
-            resume(connection, kept, lambda: self._describe(names))
+            keeping.begin(self._describe)
             with open_consumer(
                 self._settings,
                 group=group_name(self._settings, self._views, database_id(connection)),
                 cursor_topic=cursor_topic_name(self._settings.topic_prefix),
-                start_at=lambda: start_offsets(connection, kept),
+                start_at=keeping.start_offsets,
             ) as consumer:
-                consumer.subscribe(names)
-                self._keep(connection, consumer, kept)
+                consumer.subscribe(keeping.topics)
+                self._keep(connection, consumer, keeping)
 
-    def _keep(self, connection: Connection, consumer: ChangelogConsumer, kept: Sequence[KeptView]) -> None:
+    def _keep(self, connection: Connection, consumer: ChangelogConsumer, keeping: Keeping) -> None:
         idle, measure, topics = Every(IDLE_WRITE_SECONDS), Every(MEASURE_SECONDS), Every(TOPICS_CHECK_SECONDS)
+        versions, absent, estimates = Every(VERSIONS_LOOK_SECONDS), Every(TOPICS_POLL_SECONDS), Every(ESTIMATE_SECONDS)
         caught_up = False
         while not self._stop.requested:
             batch = consumer.next_batch(self._settings.projector_batch_records, timeout_seconds=POLL_SECONDS)
             self._health.beat()
+            applied = True
             if batch.records or batch.cursors or idle.due():
-                _apply(connection, consumer, kept, batch)
-            caught_up |= consumer.caught_up
+                applied = _apply(connection, keeping, batch)
+            caught_up |= consumer.caught_up and not keeping.missing
+            # Not applied: perhaps a version was dropped, and its offsets with it.
+            if (versions.due() or not applied) and keeping.is_outdated():
+                self._take_up(consumer, keeping)
+            elif not applied:
+                log.warning("stale_reader", advice="another instance moved the stored offsets; going on from there")
+                consumer.rewind()
             if measure.due():
-                _measure(consumer, kept)
-                self._say_state(consumer, caught_up=caught_up)
+                _measure(consumer, keeping)
+                self._say_state(consumer, keeping, caught_up=caught_up)
             if topics.due():
-                self._check_topics(connection, kept)
+                self._check_topics(keeping)
+            if absent.due() and self._have_come(keeping):
+                self._begin(consumer, keeping)
+            if estimates.due():
+                self._estimate(keeping)
         self._health.not_ready("stopping")
 
-    def _say_state(self, consumer: ChangelogConsumer, *, caught_up: bool) -> None:
+    def _take_up(self, consumer: ChangelogConsumer, keeping: Keeping) -> None:
+        """Go on with the versions that the registry has now, in the same group."""
+        keeping.take_up()
+        self._wait_for_topics(keeping)
+        if not self._stop.requested:
+            self._begin(consumer, keeping)
+
+    def _begin(self, consumer: ChangelogConsumer, keeping: Keeping) -> None:
+        try:
+            keeping.begin(self._describe)
+        except VersionDropped:
+            # The registry has changed since it was looked at.
+            self._take_up(consumer, keeping)
+        else:
+            consumer.read(keeping.topics)
+
+    def _say_state(self, consumer: ChangelogConsumer, keeping: Keeping, *, caught_up: bool) -> None:
         lag_records = sum(consumer.lag_records().values())
-        if consumer.spare:
+        if keeping.missing:
+            self._say_missing(keeping)
+        elif consumer.spare:
             self._health.ready("standby: no partition")
         elif caught_up:
             # Ready for good: an instance that is taken out of service for its lag would only lag more.
@@ -114,24 +160,47 @@ class Projector:
         else:
             self._health.not_ready(f"catching up, lag {lag_records} records")
 
-    def _wait_for_topics(self, names: Sequence[str]) -> None:
-        say = Every(SAY_AGAIN_SECONDS)
-        while missing := sorted(set(names).difference(self._describe(names))):
-            if say.due():
-                log.warning(
-                    "waiting_for_topics",
-                    missing=missing,
-                    advice="the capture makes them: is viewkeeper-cdc attached to these tables and running, "
-                    "with the same VIEWKEEPER_TOPIC_PREFIX?",
-                )
-            self._health.not_ready(f"topics are missing: {', '.join(missing)}")
+    def _wait_for_topics(self, keeping: Keeping) -> None:
+        """Return once a view has all its topics; others may still wait for theirs."""
+        keeping.find_topics(self._describe)
+        while keeping.missing:
+            # Not for one that was read and is gone: whoever makes it again makes another one.
+            keeping.check(self._describe)
+            self._say_missing(keeping)
+            if keeping.kept:
+                break
             self._health.beat()
             if self._stop.wait(TOPICS_POLL_SECONDS):
                 break
+            keeping.find_topics(self._describe)
 
-    def _check_topics(self, connection: Connection, kept: Sequence[KeptView]) -> None:
+    def _say_missing(self, keeping: Keeping) -> None:
+        if self._missing_due.due():
+            log.warning(
+                "waiting_for_topics",
+                missing=keeping.missing,
+                views=keeping.waiting,
+                advice="the capture makes them: is viewkeeper-cdc attached to these tables and running, "
+                "with the same VIEWKEEPER_TOPIC_PREFIX?",
+            )
+        self._health.not_ready(f"topics are missing: {', '.join(keeping.missing)}")
+
+    def _have_come(self, keeping: Keeping) -> bool:
         try:
-            check(connection, kept, lambda: self._describe(sorted(_topic_names(kept))))
+            return keeping.find_topics(self._describe)
+        except BrokerUnavailable as error:
+            log.warning("topics_not_found", reason=str(error))
+            return False
+
+    def _estimate(self, keeping: Keeping) -> None:
+        try:
+            keeping.estimate(self._describe)
+        except BrokerUnavailable as error:
+            log.warning("as_of_not_estimated", reason=str(error))
+
+    def _check_topics(self, keeping: Keeping) -> None:
+        try:
+            keeping.check(self._describe)
         except BrokerUnavailable as error:
             log.warning("topics_not_checked", reason=str(error))
 
@@ -168,23 +237,22 @@ def group_name(settings: ProjectorSettings, views: Sequence[View], database_id: 
     )
 
 
-def _apply(connection: Connection, consumer: ChangelogConsumer, kept: Sequence[KeptView], batch: Batch) -> None:
+def _apply(connection: Connection, keeping: Keeping, batch: Batch) -> bool:
     began = time.monotonic()
-    if not apply_batch(connection, kept, batch):
-        log.warning("stale_reader", advice="another instance moved the stored offsets; going on from there")
-        consumer.rewind()
-        return
-    for view in kept:
-        records = sum(count for topic, count in batch.records.items() if topic in view.topics)
+    if not apply_batch(connection, keeping.kept, batch):
+        return False
+    for view in keeping.shown:
+        records = _of_topics(batch.records, view.topics)
         if records:
             RECORDS_APPLIED.labels(view.name).inc(records)
             BATCHES.labels(view.name).inc()
             BATCH_SECONDS.labels(view.name).observe(time.monotonic() - began)
+    return True
 
 
-def _measure(consumer: ChangelogConsumer, kept: Sequence[KeptView]) -> None:
+def _measure(consumer: ChangelogConsumer, keeping: Keeping) -> None:
     lag = consumer.lag_records()
-    for view in kept:
+    for view in keeping.shown:
         LAG_RECORDS.labels(view.name).set(sum(records for (topic, _), records in lag.items() if topic in view.topics))
         if view.as_of:
             AS_OF_SECONDS.labels(view.name).set(view.as_of.time.timestamp())
@@ -193,5 +261,5 @@ def _measure(consumer: ChangelogConsumer, kept: Sequence[KeptView]) -> None:
             AS_OF_SECONDS.remove(view.name)
 
 
-def _topic_names(kept: Sequence[KeptView]) -> frozenset[str]:
-    return frozenset[str]().union(*(view.topics for view in kept))
+def _of_topics(records: Mapping[str, int], topics: frozenset[str]) -> int:
+    return sum(count for topic, count in records.items() if topic in topics)

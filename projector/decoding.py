@@ -1,15 +1,16 @@
 """Reads the few fields of a record that a view needs: from the newest records of a batch to typed changes."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
 
 from cdc.decoding import Decoding
-from cdc.wire import TableName, topic_name
-from projector.changes import Changes, Key, Record
-from projector.definition import Column, ColumnType, View
-from projector.errors import BadRecord
+from cdc.wire import topic_name
+from projector.changes import Changes, Key, KeyValue, Record, Refused
+from projector.column_types import ColumnType
+from projector.contributions import contribute
+from projector.definition import Column, View
 
 _TYPES: dict[ColumnType, object] = {
     ColumnType.BIGINT: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
@@ -26,8 +27,11 @@ _TYPES: dict[ColumnType, object] = {
         ),
     ],
 }
+UNREADABLE = (ValueError, ArithmeticError, RecursionError)
+"""What decoding raises: msgspec's errors and UnicodeDecodeError are ValueErrors, an amount may leave all bounds, JSON
+may be nested deeper than the interpreter reads, also in a column that the view passes over."""
 
-T = TypeVar("T")
+NO_KEY = "it has no key: a changelog topic has one key a source row"
 
 
 class Decoder:
@@ -35,13 +39,20 @@ class Decoder:
 
     def __init__(self, view: View, topic_prefix: str, decoding: Decoding) -> None:
         self._decoding = decoding
-        self._row_topic = topic_name(topic_prefix, TableName.parse(view.row.of))
-        self._row_key = _Fields([view.key_column], decoding, exactly=True, nullable=False)
-        self._row = _Fields(list(view.value_columns), decoding)
+        self._has_one_key_column = len(view.key_names) == 1
+        self._rows = {
+            topic_name(topic_prefix, table): (
+                table,
+                _Fields(list(view.key_of_row(row)), decoding, exactly=True, nullable=False),
+                _Fields(list(view.value_columns(row)), decoding),
+            )
+            for table, row in zip(view.row_tables, view.rows, strict=True)
+        }
         self._counted = {
             topic_name(topic_prefix, table): (
                 table,
-                _Fields([Column(name, view.key_column.type) for name in view.group_columns(table)], decoding),
+                _Fields([Column(*column) for column in view.columns_of(table).items()], decoding),
+                contribute(view, table),
             )
             for table in view.counted_tables
         }
@@ -49,23 +60,44 @@ class Decoder:
     @property
     def topics(self) -> frozenset[str]:
         """The changelog topics of the view's source tables."""
-        return frozenset((self._row_topic, *self._counted))
+        return frozenset((*self._rows, *self._counted))
 
-    def decode(self, newest: Mapping[str, Mapping[bytes | None, Record]]) -> Changes:
+    def decode(self, newest: Mapping[str, Mapping[bytes | None, Record]], *, limit: int = 0) -> Changes:
         """Decode the newest record of each key, by topic; topics of no concern are passed over.
 
-        Raises BadRecord for the first that cannot be read.
+        Once there are more than `limit` that cannot be read, it looks no further: each may cost a question.
         """
         changes = Changes()
         for topic, records in newest.items():
-            if topic == self._row_topic:
-                keys = [key for (key,) in _read(records, self._row_key.read_keys)]
-                changes.rows = dict(zip(keys, _read(records, self._row.read_values), strict=True))
-            elif topic in self._counted:
-                table, fields = self._counted[topic]
-                source_keys = _read(records, self._source_keys)
-                changes.counted[table] = dict(zip(source_keys, _read(records, fields.read_values), strict=True))
+            try:
+                self._take(topic, records, changes)
+            except UNREADABLE:
+                self._take_each(topic, records, changes, limit)
         return changes
+
+    def _take(self, topic: str, records: Mapping[bytes | None, Record], changes: Changes) -> None:
+        """Decode all records of a topic in one go; raise UNREADABLE, with nothing taken, if one cannot be read."""
+        if topic in self._rows:
+            table, key, row = self._rows[topic]
+            keys, values = self._keys(key.read_keys(records)), row.read_values(records)
+            changes.rows.setdefault(table, {}).update(zip(keys, values, strict=True))
+        elif topic in self._counted:
+            table, fields, made = self._counted[topic]
+            source_keys, rows = self._source_keys(records), fields.read_values(records)
+            groups = rows if made is None else [None if row is None else made(row) for row in rows]
+            changes.counted.setdefault(table, {}).update(zip(source_keys, groups, strict=True))
+
+    def _take_each(self, topic: str, records: Mapping[bytes | None, Record], changes: Changes, limit: int) -> None:
+        for key, record in records.items():
+            if len(changes.refused) > limit:
+                return
+            try:
+                self._take(topic, {key: record}, changes)
+            except UNREADABLE as error:
+                changes.refused.append(Refused(record, reason_of(error)))
+
+    def _keys(self, keys: list[tuple[KeyValue, ...]]) -> Iterable[Key]:
+        return [key for (key,) in keys] if self._has_one_key_column else keys
 
     def _source_keys(self, records: Mapping[bytes | None, Record]) -> list[str]:
         _demand_keys(records)
@@ -100,7 +132,7 @@ class _Fields:
             _demand_no_nul(raw, values, self._nul)
         return values
 
-    def read_keys(self, records: Mapping[bytes | None, Record]) -> list[tuple[Key, ...]]:
+    def read_keys(self, records: Mapping[bytes | None, Record]) -> list[tuple[KeyValue, ...]]:
         """Return the columns of each record's key."""
         _demand_keys(records)
         raw = [key for key in records if key is not None]
@@ -110,33 +142,19 @@ class _Fields:
         return keys
 
 
+def reason_of(error: Exception) -> str:
+    """Return why a record was refused, in one line."""
+    if isinstance(error, ArithmeticError):
+        return "an amount, or the sum that it adds to, has no exact result"
+    return " ".join(str(error).split())
+
+
 def _demand_keys(records: Mapping[bytes | None, Record]) -> None:
     if None in records:
-        raise ValueError("it has no key: a changelog topic has one key a source row")
+        raise ValueError(NO_KEY)
 
 
 def _demand_no_nul(raw: Sequence[bytes | None], values: Sequence[tuple[object, ...] | None], nul: bytes) -> None:
     for text, row in zip(raw, values, strict=True):
         if text and row and nul in text and any(isinstance(part, str) and "\0" in part for part in row):
             raise ValueError("text with a NUL character, which Postgres cannot hold")
-
-
-def _read(records: Mapping[bytes | None, Record], read: Callable[[Mapping[bytes | None, Record]], list[T]]) -> list[T]:
-    """Read all records in one go; where that fails, one by one, to name the one that cannot be read."""
-    try:
-        return read(records)
-    except ValueError:  # msgspec's errors and UnicodeDecodeError are ValueErrors
-        for key, record in records.items():
-            try:
-                read({key: record})
-            except ValueError as error:
-                raise _refusal(record, error) from error
-        raise
-
-
-def _refusal(record: Record, error: ValueError) -> BadRecord:
-    return BadRecord(
-        f"topic {record.topic()} partition {record.partition()} offset {record.offset()} key {record.key()!r}: "
-        f"cannot apply this record: {error}; nothing after it was applied. Is the view's definition right, "
-        "and does only the capture write to this topic, with the same VIEWKEEPER_ENCODING?"
-    )

@@ -13,3 +13,11 @@ class DefinitionError(ConfigurationError):
 
 class BadRecord(ProjectorError):  # noqa: N818 - the record is what is bad
     """A record that cannot be applied; the message names topic, partition, offset and key."""
+
+
+class TooManyDeadLetters(ProjectorError):  # noqa: N818 - the state, as the log reads it
+    """So many records cannot be applied that something else than a few of them is wrong."""
+
+
+class Refused(ProjectorError):  # noqa: N818 - what the command did
+    """A command that would do harm, or cannot be done now; nothing was changed, and the message says what to do."""

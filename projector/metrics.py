@@ -12,6 +12,9 @@ BATCH_SECONDS = Histogram(
     ["view"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+DEAD_LETTERS = Counter(
+    "viewkeeper_projector_dead_letters_total", "Records that could not be applied and became dead letters", ["view"]
+)
 LAG_RECORDS = Gauge(
     "viewkeeper_projector_lag_records",
     "Offsets from where this instance has read to the ends of its partitions, as last heard",

@@ -1,17 +1,29 @@
-"""The tables of one version of a view, made from its definition, and the stable name that readers use."""
+"""The tables of one version of a view, made from its definition."""
 
 import hashlib
 from typing import Any
 
-import msgspec
-from psycopg import sql
-from psycopg.types.json import Jsonb
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Integer, MetaData, Numeric, Table, Text, Uuid, text
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from psycopg import Connection, sql
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Integer,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP, dialect
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
 from cdc.wire import TableName
-from projector.definition import ColumnType, View
+from projector.column_types import ColumnType
+from projector.contributions import slots
+from projector.definition import View
 
 SCHEMA = "projector"
 SOURCE_KEY = "source_key"
@@ -19,6 +31,17 @@ PRESENT = "viewkeeper_present"
 IDENTIFIER_BYTES = 63
 VIEW_FILLFACTOR = 70
 """Room for the next version of a row in its own page: counts change all the time, and no index holds them."""
+
+COMPLETE_ROWS = """
+SELECT {columns}
+FROM {table}
+WHERE {present}
+"""
+
+# A rebuild that was killed after it may have made some.
+CREATE_INDEX = """
+CREATE INDEX IF NOT EXISTS {index} ON {table} ({columns})
+"""
 
 _TYPES: dict[ColumnType, TypeEngine[Any]] = {
     ColumnType.BIGINT: BigInteger(),
@@ -42,72 +65,74 @@ def contribution_table_name(view: View, version: int, table: TableName) -> str:
     return _identifier(f"{view.name}_v{version}_{table.schema}_{table.name}", hashed=table.schema != "public")
 
 
-def create_version(connection: Connection, view: View, version: int) -> None:
-    """Make the tables of a version and register it, with its whole definition, in state `building`."""
-    version_tables(view, version).create_all(connection, checkfirst=False)
-    connection.execute(
-        text(
-            """
-            INSERT INTO projector.view_version (view, version, definition, state)
-            VALUES (:view, :version, :definition, 'building')
-            """
-        ),
-        {"view": view.name, "version": version, "definition": Jsonb(msgspec.to_builtins(view))},
-    )
-    connection.execute(
-        text("INSERT INTO projector.as_of (view, version) VALUES (:view, :version)"),
-        {"view": view.name, "version": version},
-    )
+def present_name(place: int) -> str:
+    """Return the column that says whether the source row is there, for the view's row at a place."""
+    return PRESENT if place == 0 else f"{PRESENT}_{place + 1}"
 
 
-def show_version(connection: Connection, view: View, version: int) -> None:
-    """Let readers see a version under the view's stable name, complete rows only, and call it active."""
-    create_view = sql.SQL(
-        """
-        CREATE VIEW {stable} AS
-        SELECT {columns}
-        FROM {table}
-        WHERE {present}
-        """
-    ).format(
-        stable=sql.Identifier(view.schema, view.name),
+def index_name(view: View, version: int, columns: tuple[str, ...]) -> str:
+    """Return the name, in schema projector, of a declared index over some columns of a version's rows."""
+    # Always hashed: a_b and (a, b) read the same.
+    return _identifier(f"{view.name}_v{version}_{'_'.join(columns)}_idx", hashed=True)
+
+
+def create_tables(connection: Connection, view: View, version: int) -> None:
+    """Make the tables of a version, without the indexes that its definition asks for."""
+    for table in version_tables(view, version).sorted_tables:
+        statement = CreateTable(table).compile(dialect=dialect())  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        connection.execute(str(statement).encode())
+
+
+def create_indexes(connection: Connection, view: View, version: int) -> None:
+    """Make the declared indexes of a version's rows, those that are missing."""
+    for columns in view.indexes:
+        statement = sql.SQL(CREATE_INDEX).format(
+            index=sql.Identifier(index_name(view, version, columns)),
+            table=sql.Identifier(SCHEMA, view_table_name(view, version)),
+            columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
+        )
+        connection.execute(statement)
+
+
+def drop_tables(connection: Connection, view: View, version: int) -> None:
+    """Drop the tables of a version."""
+    for table in table_names(view, version):
+        connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(SCHEMA, table)))
+
+
+def table_names(view: View, version: int) -> tuple[str, ...]:
+    """Return the names, in schema projector, of all tables of a version: the rows' first."""
+    contributions = (contribution_table_name(view, version, table) for table in view.counted_tables)
+    return (view_table_name(view, version), *contributions)
+
+
+def complete_rows(view: View, version: int) -> sql.Composed:
+    """Return the query of what readers see of a version: rows that have their first row, columns in their order."""
+    return sql.SQL(COMPLETE_ROWS).format(
         columns=sql.SQL(", ").join(map(sql.Identifier, view.column_names)),
         table=sql.Identifier(SCHEMA, view_table_name(view, version)),
         present=sql.Identifier(PRESENT),
     )
-    create_schema = sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(view.schema))
-    connection.exec_driver_sql(create_schema.as_string())
-    connection.exec_driver_sql(create_view.as_string())
-    connection.execute(
-        text("UPDATE projector.view_version SET state = 'active' WHERE view = :view AND version = :version"),
-        {"view": view.name, "version": version},
-    )
-
-
-def drop_version(connection: Connection, view: View, version: int) -> None:
-    """Drop the stable name and the tables of a version; its registry entry stays."""
-    drop_view = sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(view.schema, view.name))
-    connection.exec_driver_sql(drop_view.as_string())
-    version_tables(view, version).drop_all(connection)
 
 
 def version_tables(view: View, version: int) -> MetaData:
     """Return a version's tables: the view's rows, and one of contributions for each counted table."""
     metadata = MetaData(schema=SCHEMA)
-    key_type = _key_type(view)
     Table(
         view_table_name(view, version),
         metadata,
         *(
-            Column(column.name, key_type, primary_key=True, autoincrement=False)
-            if column.name == view.key
+            Column(column.name, _key_type(column.type), nullable=False, autoincrement=False)
+            if column.name in view.key_names
             else Column(column.name, _TYPES[column.type])
-            for column in view.row.columns
+            for column in view.row_columns
         ),
-        # NULL until the source row itself has been seen, false once it is gone: in the upsert a NULL says that a row
-        # carries increments only, and a NOT NULL constraint would be checked before the conflict is.
-        Column(PRESENT, Boolean()),
-        *(Column(measure.name, BigInteger(), nullable=False, server_default="0") for measure in view.measures),
+        # NULL until the source row itself has been seen, false once it is gone: in the upsert a NULL says that nothing
+        # is new of that row, and a NOT NULL constraint would be checked before the conflict is.
+        *(Column(present_name(place), Boolean()) for place in range(len(view.rows))),
+        *(Column(one.name, _TYPES[one.type], nullable=False, server_default="0") for one in view.measures),
+        # In the key's order, in which the audit reads.
+        PrimaryKeyConstraint(*view.key_names),
         postgresql_with={"fillfactor": VIEW_FILLFACTOR},
     )
     for table in view.counted_tables:
@@ -116,14 +141,17 @@ def version_tables(view: View, version: int) -> MetaData:
             metadata,
             # The record's key as it is on the wire: the view does not know its columns, equality is of bytes.
             Column(SOURCE_KEY, Text(collation="C"), primary_key=True),
-            *(Column(name, key_type) for name in view.group_columns(table)),
+            *(
+                Column(slot.name, _TYPES[slot.type] if slot.group is None else _key_type(slot.type))
+                for slot in slots(view, table)
+            ),
         )
     return metadata
 
 
-def _key_type(view: View) -> TypeEngine[Any]:
+def _key_type(column_type: ColumnType) -> TypeEngine[Any]:
     # Byte order, so that the audit can merge the view with its source whatever their default collations are.
-    return Text(collation="C") if view.key_column.type is ColumnType.TEXT else _TYPES[view.key_column.type]
+    return Text(collation="C") if column_type is ColumnType.TEXT else _TYPES[column_type]
 
 
 def _identifier(name: str, *, hashed: bool = False) -> str:

@@ -6,22 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from projector.changes import Partition
 from projector.offsets import StoredOffset
 from runtime.kafka import REQUEST_SECONDS, LostHistory, translated
-from runtime.migrations import migration_command
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic's identity, and for each partition the first offset that it holds and the next one it will give."""
+    """A topic's identity, and for each partition the first offset that it holds and the next one it will give.
+
+    A tombstone stays in it for `delete_retention_seconds` at least.
+    """
 
     name: str
     topic_id: str
     low: Sequence[int]
     high: Sequence[int]
+    delete_retention_seconds: float
 
 
 def describe_topics(client: AdminClient, names: Iterable[str], *, where: str) -> dict[str, Topic]:
@@ -38,12 +41,14 @@ def describe_topics(client: AdminClient, names: Iterable[str], *, where: str) ->
     places = [TopicPartition(name, at.id) for name, topic in found.items() for at in topic.partitions]
     low = _offsets(client, places, OffsetSpec.earliest(), where)
     high = _offsets(client, places, OffsetSpec.latest(), where)
+    retentions = _delete_retentions(client, found, where)
     return {
         name: Topic(
             name=name,
             topic_id=str(topic.topic_id),
             low=[low[name, number] for number in range(len(topic.partitions))],
             high=[high[name, number] for number in range(len(topic.partitions))],
+            delete_retention_seconds=retentions[name],
         )
         for name, topic in found.items()
     }
@@ -58,8 +63,12 @@ def first_offsets(topics: Mapping[str, Topic], stored: Sequence[StoredOffset]) -
     known = {at.topic for at in stored}
     for at in stored:
         topic = topics.get(at.topic)
-        if topic:
-            _check(topic, at)
+        if topic is None:
+            raise LostHistory(
+                f"topic {at.topic}: it is gone, and was read up to {at.next_offset} in partition {at.partition}. "
+                f"{_advice()}"
+            )
+        _check(topic, at)
     for topic in topics.values():
         partitions = sum(at.topic == topic.name for at in stored)
         if partitions not in (0, len(topic.low)):
@@ -88,12 +97,25 @@ def _check(topic: Topic, stored: StoredOffset) -> None:
 
 
 def _lost(topic: Topic, what: str) -> LostHistory:
-    upgrade = migration_command("view")
-    return LostHistory(
-        f"topic {topic.name}: {what}. The view cannot go on from where it is. See that the topics are complete (a new "
-        "snapshot by the capture), then build the view anew from their beginning:\n"
-        f"{upgrade.replace('upgrade head', 'downgrade base')}\n{upgrade}"
+    return LostHistory(f"topic {topic.name}: {what}. {_advice()}")
+
+
+def _advice() -> str:
+    return (
+        "The view cannot go on from where it is. See that the topics are complete (by a new snapshot of the capture), "
+        "then build it anew from their beginning; a version that readers do not see can also be dropped "
+        "(viewkeeper-projector drop):\nviewkeeper-projector rebuild VIEW"
     )
+
+
+def _delete_retentions(client: AdminClient, names: Iterable[str], where: str) -> dict[str, float]:
+    resources = {name: ConfigResource(ResourceType.TOPIC, name) for name in names}
+    if not resources:
+        return {}
+    futures = client.describe_configs(list(resources.values()), request_timeout=REQUEST_SECONDS)
+    with translated(where):
+        entries = {name: futures[resource].result() for name, resource in resources.items()}
+    return {name: int(entry["delete.retention.ms"].value) / 1000 for name, entry in entries.items()}
 
 
 def _offsets(client: AdminClient, places: list[TopicPartition], spec: OffsetSpec, where: str) -> dict[Partition, int]:

@@ -5,10 +5,13 @@ from collections.abc import Callable
 
 import click
 import msgspec
+import structlog
 
 from runtime.errors import ViewkeeperError
 from runtime.logs import configure_logs
-from runtime.settings import LogSettingsT, Settings, read_settings, settings_help
+from runtime.settings import LogSettingsT, Settings, read_settings, settings_help, unknown_variables
+
+log = structlog.get_logger()
 
 
 def settings_epilog(kind: type[Settings]) -> str:
@@ -20,6 +23,8 @@ def start(kind: type[LogSettingsT]) -> LogSettingsT:
     """Read a command's settings and set up its logs."""
     settings = read_settings(kind)
     configure_logs(settings)
+    for name, meant in unknown_variables().items():
+        log.warning("unknown_setting", name=name, **({"perhaps": meant} if meant else {}))
     return settings
 
 

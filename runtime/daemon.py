@@ -47,6 +47,7 @@ def keep_running(session: Callable[[], None], stop: Stop) -> None:
         retry_error_callback=lambda _state: None,
     )
     retrying(session)
+    log.info("stopped")
 
 
 def _log_retry(state: RetryCallState) -> None:

@@ -29,6 +29,12 @@ _REFUSED = {
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     KafkaError._INVALID_ARG,
 }
+_FENCED = {
+    KafkaError._FATAL,
+    KafkaError._FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.PRODUCER_FENCED,
+}
 _LOST_HISTORY = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
@@ -73,7 +79,7 @@ def consumer(
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
-            **(options or {}),
+            **_with_room(options or {}, settings),
         },
     )
 
@@ -86,7 +92,11 @@ def admin(settings: KafkaSettings, *, name: str) -> AdminClient:
 def check_reachable(client: AdminClient, settings: KafkaSettings) -> None:
     """Ask the cluster for its metadata; raise BrokerUnavailable when nobody answers."""
     with translated(f"Kafka {settings.kafka_bootstrap_servers}"):
-        client.list_topics(timeout=REQUEST_SECONDS)
+        try:
+            client.list_topics(timeout=REQUEST_SECONDS)
+        finally:
+            # Why no connection came about is told to callbacks alone, and these run in a poll.
+            client.poll(0)
 
 
 @contextmanager
@@ -108,7 +118,18 @@ def kafka_error(error: KafkaError, where: str) -> ViewkeeperError:
         return LostHistory(text)
     if error.code() in _REFUSED:
         return ConfigurationError(f"{text}; check VIEWKEEPER_KAFKA_… and the rights of its user")
+    if error.code() in _FENCED:
+        # Mostly a standby that took over. Two captures of one name on two databases do so in turn.
+        text += "; another process publishes under the same VIEWKEEPER_CDC_NAME now, or the broker forgot this one"
     return BrokerUnavailable(text)
+
+
+def _with_room(options: Mapping[str, object], settings: KafkaSettings) -> Mapping[str, object]:
+    """Return a consumer's options with room for a message of the size that settings allow: librdkafka demands it."""
+    fetched, message = options.get("fetch.max.bytes"), settings.kafka_options.get("message.max.bytes", "")
+    if not isinstance(fetched, int) or not message.isdecimal():
+        return options
+    return {**options, "fetch.max.bytes": max(fetched, int(message))}
 
 
 def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, options: Mapping[str, object]) -> ClientT:
@@ -118,7 +139,8 @@ def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, op
         "topic.metadata.refresh.interval.ms": 30_000,
         "reconnect.backoff.max.ms": 2_000,
         "error_cb": _log_error,
-        "log_level": 3,
+        # librdkafka writes lines of its own form to stderr; the callback has all errors but fatal ones already.
+        "log_level": 2,
         **options,
         **settings.kafka_options,
     }

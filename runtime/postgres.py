@@ -39,8 +39,21 @@ def connect(
     Raises DatabaseUnavailable when the server cannot be reached, ConfigurationError when it refuses the login.
     """
     where = describe(url)
+    connection = open_connection(url, name=name, where=where)
+    with translated(where):
+        for setting, value in (settings or {}).items():
+            connection.execute("SELECT set_config(%s, %s, false)", (setting, value))
+    connection.autocommit = autocommit
+    return connection
+
+
+def open_connection(url: str, *, name: str, where: str, replication: str | None = None) -> psycopg.Connection:
+    """Open a connection in autocommit, without settings; with `replication` it is to a walsender, as libpq has it.
+
+    `where` begins an error's message. Raises as `connect` does.
+    """
     try:
-        connection = psycopg.connect(
+        return psycopg.connect(
             url,
             application_name=name,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -49,15 +62,11 @@ def connect(
             keepalives_count=3,
             # Keepalives do not run while sent data is not acknowledged.
             tcp_user_timeout=25_000,
+            replication=replication,
             autocommit=True,
         )
     except psycopg.OperationalError as error:
         raise connect_error(error, where) from error
-    with translated(where):
-        for setting, value in (settings or {}).items():
-            connection.execute("SELECT set_config(%s, %s, false)", (setting, value))
-    connection.autocommit = autocommit
-    return connection
 
 
 def describe(url: str) -> str:

@@ -1,5 +1,6 @@
 """The thin edge to a Confluent-compatible Schema Registry: its client, and its errors translated once."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,11 +11,16 @@ from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
 from runtime.settings import KafkaSettings
 
 REQUEST_SECONDS = 10
+UNKNOWN_SECONDS = 60.0
+"""So long a schema that the registry did not know is not asked for again: thousands of records may name it."""
 
 _LOGIN_REFUSED = (401, 403)
 _PASSING = (408, 429)
 _SERVER_ERROR = 500
 _NOT_FOUND = 404
+
+# What can follow nothing that has fields, whatever is demanded of a new version.
+_NO_RECORD = Schema('"string"', "AVRO")
 
 
 class RegistryUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
@@ -36,6 +42,7 @@ class Registry:
             user = f"{settings.schema_registry_user}:{settings.schema_registry_password or ''}"
             options["basic.auth.user.info"] = user
         self.client = SchemaRegistryClient(options)
+        self._unknown_since: dict[int, float] = {}
 
     def register(self, subject: str, schema: Schema) -> int:
         """Return the id of a schema, which becomes the subject's newest version if it is none of them.
@@ -45,16 +52,36 @@ class Registry:
         with self._translated(f"subject {subject}"):
             return self.client.register_schema(subject, schema)
 
+    def compares(self, subject: str) -> bool:
+        """Return whether a subject's new versions are held against its earlier ones, records; true if that is not told.
+
+        It is seen by what would be accepted: the level itself, which may be the registry's own, is told in as many ways
+        as there are registries.
+        """
+        with self._translated(f"subject {subject}"):
+            try:
+                return not self.client.test_compatibility(subject, _NO_RECORD)
+            except SchemaRegistryError as error:
+                if _may_pass(error.http_status_code):
+                    raise
+                return True
+
     def schema(self, number: int) -> str:
-        """Return the schema with this id; raise ValueError if there is none."""
+        """Return the schema with this id; raise ValueError if there is none, or was none a minute ago."""
+        if time.monotonic() - self._unknown_since.get(number, -UNKNOWN_SECONDS) < UNKNOWN_SECONDS:
+            raise self._unknown(number)
         with self._translated(f"schema {number}"):
             try:
                 found = self.client.get_schema(number).schema_str
             except SchemaRegistryError as error:
                 if error.http_status_code != _NOT_FOUND:
                     raise
-                raise ValueError(f"{self._where} does not know its schema {number}") from error
+                self._unknown_since[number] = time.monotonic()
+                raise self._unknown(number) from error
         return found or ""
+
+    def _unknown(self, number: int) -> ValueError:
+        return ValueError(f"{self._where} does not know its schema {number}")
 
     def close(self) -> None:
         """Close the connection."""
@@ -76,6 +103,10 @@ def _refusal(error: SchemaRegistryError, where: str, what: str) -> ViewkeeperErr
         return ConfigurationError(
             f"{where}: {what}: access refused: {error}; set VIEWKEEPER_SCHEMA_REGISTRY_USER and _PASSWORD"
         )
-    if status in _PASSING or status >= _SERVER_ERROR:
+    if _may_pass(status):
         return RegistryUnavailable(f"{where}: {what}: {error}")
     return RegistryRefused(f"{where}: {what}: refused: {error}")
+
+
+def _may_pass(status: int) -> bool:
+    return status in _PASSING or status >= _SERVER_ERROR

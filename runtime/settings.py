@@ -4,8 +4,9 @@
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -20,6 +21,7 @@ from runtime.errors import ConfigurationError
 
 PREFIX = "VIEWKEEPER_"
 _KAFKA_PREFIX = f"{PREFIX}KAFKA_"
+_LOCAL_PREFIX = f"{PREFIX}LOCAL_"
 _FILE_SUFFIX = "_FILE"
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -139,7 +141,9 @@ class KafkaSettings(LogSettings):
     @field_validator("schema_registry_url")
     @classmethod
     def _demand_for_avro(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if url is None and info.data.get("encoding") == "avro":
+        # Without any Kafka there is nothing to decode.
+        is_off = info.data.get("kafka_bootstrap_servers") == ""
+        if url is None and info.data.get("encoding") == "avro" and not is_off:
             raise PydanticCustomError("missing", "VIEWKEEPER_ENCODING=avro needs it")
         return url
 
@@ -150,11 +154,16 @@ class SourceSettings(LogSettings):
     source_url: PostgresUrl = Field(description="the source database", repr=False)
 
 
-class ViewSettings(LogSettings):
+class DeclaredSettings(LogSettings):
+    """The views that are declared."""
+
+    views: str = Field("views.user_information", description="module or file that declares the views", min_length=1)
+
+
+class ViewSettings(DeclaredSettings):
     """The view database and the views kept in it."""
 
     view_url: PostgresUrl = Field(description="the view database; may be the source's", repr=False)
-    views: str = Field("views.user_information", description="module or file that declares the views", min_length=1)
 
 
 class CaptureSettings(SourceSettings):
@@ -218,22 +227,51 @@ class ProjectorSettings(HealthSettings, KafkaSettings, ViewSettings):
     projector_group: str | None = Field(
         None, description="consumer group; derived from view database and views when unset"
     )
-    projector_on_bad_record: Literal["stop"] = Field("stop", description="what a record that cannot be applied does")
+    projector_on_bad_record: Literal["stop", "dead_letter"] = Field(
+        "stop", description="what a record does that cannot be applied: stop, or wait as a dead letter"
+    )
+    projector_dead_letter_limit: Count = Field(
+        1_000, description="with more dead letters than this at a time in a view it stops"
+    )
+    projector_on_long_outage: Literal["stop", "go_on"] = Field(
+        "stop", description="what it does after an outage that may have hidden deletes: stop, or go on"
+    )
     projector_batch_records: Count = Field(20_000, description="records a transaction applies at most")
     projector_health_port: Port = Field(8082, description="port of health and metrics")
+
+
+class ViewStatusSettings(KafkaSettings, ViewSettings):
+    """Settings of commands that look at views and their topics, and keep nothing."""
 
 
 class AuditSettings(SourceSettings, ViewSettings):
     """Settings of commands that compare the view with the source."""
 
 
-class ApiSettings(ViewSettings):
-    """Settings of `viewkeeper-api`."""
+class PreviewSettings(SourceSettings, DeclaredSettings):
+    """Settings of commands that compute views from the source alone."""
 
+
+class ApiSettings(KafkaSettings, ViewSettings):
+    """Settings of `viewkeeper-api`; `kafka_bootstrap_servers` is empty where it is to know nothing of Kafka."""
+
+    kafka_bootstrap_servers: str = Field(
+        "",
+        description="Kafka brokers, host:port[,host:port…]; without them there are no streams, and /live shows what "
+        "the database alone tells",
+    )
     api_host: str = Field("127.0.0.1", description="address that the API listens on")
     api_port: Port = Field(8080, description="port of the API, its health and its metrics")
     api_store: Literal["postgres"] = Field("postgres", description="where reads come from")
     api_queue_requests: Count = Field(2_000, description="requests that may wait for a look-up; one more gets 503")
+    api_min_as_of_seconds: Seconds = Field(
+        5.0, description="how long a request waits for the as-of that it asks for; then it gets 503"
+    )
+    api_streams: Count = Field(5_000, description="streams that may be open; one more gets 503")
+    api_heartbeat_seconds: Seconds = Field(10.0, description="so often a stream says its as-of")
+    api_stream_stall_seconds: Seconds = Field(
+        10.0, description="a stream whose client takes nothing for so long is cut off"
+    )
 
 
 def variable(field_name: str) -> str:
@@ -253,6 +291,24 @@ def read_settings(kind: type[SettingsT]) -> SettingsT:
         raise ConfigurationError("\n".join(lines)) from None
 
 
+def unknown_variables() -> dict[str, str | None]:
+    """Return what the environment sets that no process of ours reads, each with the setting that may be meant."""
+    known = {variable(name) for kind in _kinds(Settings) for name in kind.model_fields}
+    passed = [
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and not name.startswith((_KAFKA_PREFIX, _LOCAL_PREFIX))
+        if name.removesuffix(_FILE_SUFFIX) not in known
+    ]
+    return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in sorted(passed)}
+
+
+def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
+
+
 def settings_help(kind: type[Settings]) -> str:
     """Return a text that lists every setting of a process: variable, meaning, what is accepted, default."""
     lines = []
@@ -267,9 +323,10 @@ def settings_help(kind: type[Settings]) -> str:
 
 def _read(name: str, environment: Mapping[str, str]) -> str | None:
     file_name = environment.get(name + _FILE_SUFFIX)
-    if file_name is None:
+    # Set to nothing is not set: that is what a variable that is passed on becomes where there is none.
+    if not file_name:
         return environment.get(name) or None
-    if name in environment:
+    if environment.get(name):
         raise ConfigurationError(f"{name} and {name}{_FILE_SUFFIX} are both set: unset one of them")
     try:
         return Path(file_name).read_text(encoding="utf-8").strip()

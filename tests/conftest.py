@@ -9,20 +9,19 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
-from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
 from compose.local.errors import LocalSettingError
 from compose.local.kafka import KafkaBroker
-from compose.local.kafka import kafka as run_kafka
 from compose.local.postgres import PostgresServer
 from compose.local.postgres import postgres as run_postgres
 from compose.local.registry import SchemaRegistry
-from compose.local.registry import registry as run_registry
 from tests.daemons import ROOT, Daemons, daemons_in
 from tests.servers import newest_server, older_server, server_id
+from tests.topic_reader import close_readers
+from tests.topics import own_topics
 
-pytest_plugins = ("pytester", "tests.torture")
+pytest_plugins = ("pytester", "tests.shared_servers", "tests.torture")
 
 # The tests that read a source, by the names of their files: they run on both servers, all others on the newest alone,
 # and so do those of them that are marked `newest_postgres`.
@@ -77,20 +76,6 @@ def postgres(postgres_binaries: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
-    """One real Kafka broker for the whole run."""
-    with run_kafka(tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker
-
-
-@pytest.fixture(scope="session")
-def schema_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchemaRegistry]:
-    """One real Schema Registry for the whole run; subjects begin with their test's topic prefix."""
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        yield registry
-
-
-@pytest.fixture(scope="session")
 def source_template(postgres: PostgresServer) -> str:
     """Name of a source database with capture objects and the demo's tables, as the migrations make them."""
     return _migrated(postgres, "source_template", "VIEWKEEPER_SOURCE_URL", sections=("source", "demo"))
@@ -119,13 +104,9 @@ def view_url(postgres: PostgresServer, view_template: str) -> Iterator[str]:
 @pytest.fixture
 def topic_prefix(kafka: KafkaBroker) -> Iterator[str]:
     """Give a topic prefix of this test's own; its topics are deleted after the test."""
-    prefix = f"t{uuid4().hex[:12]}"
-    yield prefix
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
-    ours = [name for name in admin.list_topics(timeout=10).topics if name.startswith(f"{prefix}.")]
-    if ours:
-        for deleted in admin.delete_topics(ours).values():
-            deleted.result()
+    with own_topics(kafka) as prefix:
+        yield prefix
+        close_readers()
 
 
 @pytest.fixture

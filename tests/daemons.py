@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from compose.local.process import death_prefix
+from compose.local.process import death_prefix, started
+from tests.preloaded import ForkedProcess, start
 from tests.waiting import wait_until
+
+Process = subprocess.Popen[bytes] | ForkedProcess
 
 ROOT = Path(__file__).parent.parent
 STOP_SECONDS = 15.0
@@ -23,7 +26,7 @@ COMMAND_SECONDS = 60.0
 class Daemon:
     """One running daemon and its log, a file of JSON lines."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    def __init__(self, name: str, process: Process, log_path: Path) -> None:
         self.name = name
         self.log_path = log_path
         self._process = process
@@ -96,15 +99,14 @@ class Daemons:
         """Start `part` (cdc, projector, api) with further or other `settings`; does not wait for anything."""
         name = f"{part}-{len(self._started)}"
         log_path = self._folder / f"{name}.log"
+        environment = _environment({**self._settings, **(settings or {})})
         with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                [*death_prefix(signal.SIGKILL), sys.executable, "-m", f"{part}.cli", *arguments],
-                cwd=ROOT,
-                env=_environment({**self._settings, **(settings or {})}),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            if all(setting.startswith("VIEWKEEPER_") for setting in settings or ()):
+                process: Process = start(part, arguments, environment, ROOT, log_path)
+            else:
+                # What libraries read of the environment, some read when they are loaded.
+                command = [*death_prefix(signal.SIGKILL), sys.executable, "-m", f"{part}.cli", *arguments]
+                process = started(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         daemon = Daemon(name, process, log_path)
         self._started.append(daemon)
         return daemon

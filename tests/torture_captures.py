@@ -1,24 +1,19 @@
 """Instances of one capture that are killed, stopped, paused and begun again at random."""
 
-import signal
 from collections.abc import Callable
 from random import Random
 
-import pytest
-
 from tests.daemons import Daemon
+from tests.torture_instances import Instances
 
 MOST_INSTANCES = 2
 
 
-class Captures:
+class Captures(Instances):
     """At least one instance runs after each trouble; two may, of which one is the standby."""
 
     def __init__(self, start: Callable[[], Daemon], random: Random) -> None:
-        self._start = start
-        self._random = random
-        self._running = [start(), start()]
-        self._paused: list[Daemon] = []
+        super().__init__(start, random, at_first=2)
 
     def trouble(self) -> None:
         """Do something to an instance, and see that there is one."""
@@ -37,30 +32,22 @@ class Captures:
         for instance in self._running[1:]:
             self._kill(instance)
 
-    def assert_running(self) -> None:
-        """Fail, with its log, if an instance has ended by itself."""
-        for instance in self._running:
-            if not instance.is_running():
-                pytest.fail(f"{instance.name} ended by itself; its log:\n{instance.log_text()}")
+    def end(self) -> None:
+        """Stop all of them as a supervisor does."""
+        self._wake()
+        for instance in list(self._running):
+            self._terminate(instance)
 
-    def _wake(self) -> None:
-        for instance in self._paused:
-            instance.signal(signal.SIGCONT)
-        self._paused = []
+    def kill(self) -> None:
+        """End all of them as crashes would."""
+        self._wake()
+        self.assert_running()
+        for instance in list(self._running):
+            self._kill(instance)
 
     def _kill(self, instance: Daemon) -> None:
         instance.kill()
         self._running.remove(instance)
-
-    def _terminate(self, instance: Daemon) -> None:
-        # Before its handler is there, SIGTERM ends it as it ends any process.
-        instance.wait_logged("health_listening")
-        assert instance.terminate() == 0, instance.log_text()
-        self._running.remove(instance)
-
-    def _pause(self, instance: Daemon) -> None:
-        instance.signal(signal.SIGSTOP)
-        self._paused.append(instance)
 
     def _leave(self, instance: Daemon) -> None:
         assert instance.is_running()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
-from confluent_kafka import Consumer, TopicPartition
 
 from cdc.attachment import attach
 from cdc.change import Page
@@ -16,8 +15,9 @@ from cdc.tables import CapturedTable, SourceKind, captured_tables
 from cdc.triggers import TriggerSource
 from cdc.wal import WalSource
 from cdc.wire import TableName
+from runtime.errors import RetryableError
 from runtime.postgres import connect
-from tests.topic_reader import READ_SECONDS, Changelog, read_changelog, read_cursor
+from tests.topic_reader import Changelog, cursor_reader, read_changelog, read_cursor
 from tests.waiting import wait_until
 
 CAPTURE = "viewkeeper"
@@ -34,6 +34,7 @@ class CapturedSource:
     bootstrap_servers: str
     prefix: str
     kind: SourceKind = SourceKind.TRIGGERS
+    capture: str = CAPTURE
 
     def run(self, *statements: str) -> None:
         """Execute statements, each a transaction of its own unless it says otherwise."""
@@ -44,7 +45,27 @@ class CapturedSource:
     def attach(self, *tables: str) -> None:
         with connect(self.url, name="test") as session:
             for table in tables:
-                assert attach(session, CAPTURE, TableName.parse(table), where="test", source=self.kind)
+                assert attach(session, self.capture, TableName.parse(table), where="test", source=self.kind)
+
+    def move(self, kind: SourceKind, *tables: str) -> None:
+        """Attach tables for another source, whether or not the move before is over."""
+        for table in tables:
+            wait_until(lambda table=table: self._moves(kind, table), what=f"an attach of {table}")  # type: ignore[misc]
+
+    def _moves(self, kind: SourceKind, table: str) -> bool:
+        # Without the command's limit on locks it gets its turn beside these writers, but may be a deadlock's victim.
+        try:
+            with connect(self.url, name="test") as session:
+                attach(session, self.capture, TableName.parse(table), where="test", source=kind)
+        except RetryableError:
+            return False
+        return True
+
+    def is_moving(self) -> bool:
+        """Return whether a table is on its way from one source to the other."""
+        with connect(self.url, name="test") as session:
+            row = session.execute("SELECT count(*) FROM cdc.captured_table WHERE moving_to IS NOT NULL").fetchone()
+        return row is not None and row[0] > 0
 
     def now(self) -> datetime:
         """Read the source's clock; after a COMMIT that is a time by which it was committed."""
@@ -58,19 +79,11 @@ class CapturedSource:
         return read_changelog(self.bootstrap_servers, f"{self.prefix}.{table}")
 
     def cursor(self) -> Cursor | None:
-        return read_cursor(self.bootstrap_servers, self.prefix, CAPTURE)
+        return read_cursor(self.bootstrap_servers, self.prefix, self.capture)
 
     def cursor_end(self) -> int:
         """Return how far the cursor topic has come; 0 before there is one."""
-        consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": "tests"})
-        try:
-            if f"{self.prefix}.cursor" not in consumer.list_topics(timeout=READ_SECONDS).topics:
-                return 0
-            ends = consumer.get_watermark_offsets(TopicPartition(f"{self.prefix}.cursor", 0), timeout=READ_SECONDS)
-            assert ends is not None
-            return ends[1]
-        finally:
-            consumer.close()
+        return cursor_reader(self.bootstrap_servers, self.prefix).end()
 
     def cursors(self) -> Changelog:
         return read_changelog(self.bootstrap_servers, f"{self.prefix}.cursor")
@@ -95,12 +108,12 @@ class CapturedSource:
         """Return key and row of each captured table, in the wire's bytes; nobody may be writing."""
         with connect(self.url, name="test", settings=SESSION) as session:
             source = self._reader(session)
-            return {str(table.name): _rows(source, table) for table in captured_tables(session, CAPTURE)}
+            return {str(table.name): _rows(source, table) for table in captured_tables(session, self.capture)}
 
     def _reader(self, session: psycopg.Connection) -> Source:
         if self.kind is SourceKind.TRIGGERS:
-            return TriggerSource(session, CAPTURE, where="test")
-        return WalSource(session, CAPTURE, url=self.url, where="test", page_keys=1)
+            return TriggerSource(session, self.capture, where="test")
+        return WalSource(session, self.capture, url=self.url, where="test", page_keys=1)
 
     def assert_topics_equal_tables(self) -> None:
         """Compare every captured table with its compacted topic, key for key and byte for byte; nobody may write."""

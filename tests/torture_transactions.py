@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import LiteralString
 
 import psycopg
@@ -18,11 +19,12 @@ Key = tuple[int | str, ...]
 
 SCHEMA = """
 CREATE TABLE version (relation text, key text, version bigint NOT NULL, PRIMARY KEY (relation, key));
-CREATE TABLE plain (id bigint PRIMARY KEY, version bigint NOT NULL, filling text);
-CREATE TABLE worded (word text PRIMARY KEY, version bigint NOT NULL, filling text);
-CREATE TABLE emptied (id bigint PRIMARY KEY, version bigint NOT NULL, filling text);
-CREATE TABLE late (id bigint PRIMARY KEY, version bigint NOT NULL, filling text);
-CREATE TABLE parted (region integer, id bigint, version bigint NOT NULL, filling text, PRIMARY KEY (region, id))
+CREATE TABLE image (version bigint NOT NULL, filling text, updated_at timestamptz DEFAULT now());
+CREATE TABLE plain (id bigint PRIMARY KEY, LIKE image INCLUDING DEFAULTS);
+CREATE TABLE worded (word text PRIMARY KEY, LIKE image INCLUDING DEFAULTS);
+CREATE TABLE emptied (id bigint PRIMARY KEY, LIKE image INCLUDING DEFAULTS);
+CREATE TABLE late (id bigint PRIMARY KEY, LIKE image INCLUDING DEFAULTS);
+CREATE TABLE parted (region integer, id bigint, LIKE image INCLUDING DEFAULTS, PRIMARY KEY (region, id))
     PARTITION BY LIST (region);
 CREATE TABLE parted_0 PARTITION OF parted FOR VALUES IN (0);
 CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
@@ -42,14 +44,27 @@ UPDATE version SET version = version + 1 WHERE relation = %s AND key LIKE %s RET
 """
 
 
+class Stamp(Enum):
+    """What a change does to a row's `updated_at`, as SQL; KEPT leaves that of a row alone that is there."""
+
+    NOW = "now()"
+    LONG_AGO = "now() - interval '1 hour'"
+    NONE = "NULL"
+    KEPT = "now() - interval '2 hours'"
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key's state after a transaction: its version, and whether it has a row."""
+    """A key's state after a transaction: its version, and whether it has a row.
+
+    `told` says whether somebody who looks for rows with a new `updated_at` finds it.
+    """
 
     relation: str
     key: Key
     version: int
     alive: bool
+    told: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +82,39 @@ class Transaction:
     session: psycopg.Connection
     changes: dict[tuple[str, Key], Change] = field(default_factory=dict)
 
-    def upsert(self, relation: str, keys: Sequence[Key], filling: str, *, into: str | None = None) -> None:
+    def upsert(
+        self,
+        relation: str,
+        keys: Sequence[Key],
+        filling: str,
+        *,
+        into: str | None = None,
+        stamp: Stamp = Stamp.NOW,
+    ) -> None:
         """Insert or update rows, by default through the captured table, else straight in a partition."""
         versions = self._count(relation, keys)
         columns = KEYS[relation]
         statement = SQL(
-            "INSERT INTO {} ({}, version, filling) SELECT *, {} FROM unnest({}, %s::bigint[]) "
-            "ON CONFLICT ({}) DO UPDATE SET version = excluded.version, filling = excluded.filling"
+            "INSERT INTO {} AS t ({}, version, filling, updated_at) SELECT *, {}, {} FROM unnest({}, %s::bigint[]) "
+            "ON CONFLICT ({}) DO UPDATE SET version = excluded.version, filling = excluded.filling, updated_at = {}"
         ).format(
             Identifier(into or relation),
             _names(columns),
             filling,
+            SQL(stamp.value),
             SQL(", ").join(SQL("%s::{}[]").format(SQL(KEY_TYPES[column])) for column in columns),
             _names(columns),
+            SQL("t.updated_at" if stamp is Stamp.KEPT else "excluded.updated_at"),
         )
         self.session.execute(statement, [*_columns(keys), [versions[key] for key in keys]])
-        self._note(relation, versions, alive=True)
+        self._note(relation, versions, alive=True, told=stamp is Stamp.NOW)
+
+    def append(self, relation: str, rows: int, filling: str) -> None:
+        """Insert rows with the next ids; whoever appends waits for whoever has, so that ids come in their order."""
+        self.session.execute("SELECT pg_advisory_xact_lock(%s::regclass::oid::bigint)", (relation,))
+        newest = self.session.execute(SQL("SELECT max(id) FROM {}").format(Identifier(relation))).fetchone()
+        assert newest is not None
+        self.upsert(relation, [(newest[0] + number,) for number in range(1, rows + 1)], filling)
 
     def copy(self, relation: str, keys: Sequence[Key], filling: str) -> None:
         """COPY rows that are new."""
@@ -93,7 +125,7 @@ class Transaction:
         with closing(self.session.cursor()) as cursor, cursor.copy(statement) as copy:
             for key in keys:
                 copy.write_row((*key, versions[key], filling))
-        self._note(relation, versions, alive=True)
+        self._note(relation, versions, alive=True, told=True)
 
     def delete(self, relation: str, keys: Sequence[Key]) -> None:
         """Delete rows, where they are."""
@@ -101,7 +133,7 @@ class Transaction:
         self.session.execute(
             _keyed("DELETE FROM {} WHERE ({}) IN (SELECT * FROM unnest({}))", relation), _columns(keys)
         )
-        self._note(relation, versions, alive=False)
+        self._note(relation, versions, alive=False, told=False)
 
     def change_key(self, relation: str, old: Key, new: Key) -> None:
         """Give a row another key, in place of what has that key now."""
@@ -110,12 +142,12 @@ class Transaction:
             _keyed("DELETE FROM {} WHERE ({}) IN (SELECT * FROM unnest({}))", relation), _columns([new])
         )
         columns = KEYS[relation]
-        statement = SQL("UPDATE {} SET ({}, version) = ROW ({}, %s) WHERE ({}) = ({})").format(
+        statement = SQL("UPDATE {} SET ({}, version, updated_at) = ROW ({}, %s, now()) WHERE ({}) = ({})").format(
             Identifier(relation), _names(columns), _places(columns), _names(columns), _places(columns)
         )
         moved = self.session.execute(statement, [*new, versions[new], *old]).rowcount
-        self._note(relation, {old: versions[old]}, alive=False)
-        self._note(relation, {new: versions[new]}, alive=moved == 1)
+        self._note(relation, {old: versions[old]}, alive=False, told=False)
+        self._note(relation, {new: versions[new]}, alive=moved == 1, told=moved == 1)
 
     def empty(self, relation: str) -> None:
         """TRUNCATE a table."""
@@ -124,9 +156,9 @@ class Transaction:
         self.session.execute(SQL("TRUNCATE {}").format(Identifier(relation)))
 
     def count_all(self, relation: str, pattern: str) -> None:
-        """Note that all keys whose JSON is like this go."""
+        """Note that all keys whose JSON is like this go, and the table's files with them."""
         rows = self.session.execute(_COUNT_ALL, (relation, pattern)).fetchall()
-        self._note(relation, {_key(text): version for text, version in rows}, alive=False)
+        self._note(relation, {_key(text): version for text, version in rows}, alive=False, told=True)
 
     @contextmanager
     def taken_back(self) -> Iterator[None]:
@@ -141,9 +173,9 @@ class Transaction:
         texts = sorted({json.dumps(key) for key in keys})
         return {_key(text): version for text, version in self.session.execute(_COUNT, (relation, texts))}
 
-    def _note(self, relation: str, versions: dict[Key, int], *, alive: bool) -> None:
+    def _note(self, relation: str, versions: dict[Key, int], *, alive: bool, told: bool) -> None:
         for key, version in versions.items():
-            self.changes[relation, key] = Change(relation, key, version, alive)
+            self.changes[relation, key] = Change(relation, key, version, alive, told)
 
 
 def noted(transaction: Transaction) -> Note:

@@ -107,15 +107,21 @@ class Reader:
         return key
 
 
-def read_along(cursors: Changelog, topics: Mapping[str, Changelog], truth: Truth) -> dict[str, Reader]:
-    """Read topics (by `schema.name`) watermark by watermark; return the readers, with what they found wrong."""
+def read_along(
+    cursors: Changelog, topics: Mapping[str, Changelog], truth: Truth, *, certain_only: bool = False
+) -> dict[str, Reader]:
+    """Read topics (by `schema.name`) watermark by watermark; return the readers, with what they found wrong.
+
+    With `certain_only` they rely on no watermark that says of itself that it is uncertain.
+    """
     readers = {name: Reader(truth, name.partition(".")[2], _by_partition(topic)) for name, topic in topics.items()}
     for record in cursors.records:
         value = record.value()
         assert isinstance(value, bytes)
-        for name, table in decode_cursor(value, where="cursor topic").tables.items():
-            if table.watermark is not None:
-                readers[name].reach(table.watermark)
+        tables = decode_cursor(value, where="cursor topic").tables
+        for name, watermark in ((name, table.watermark) for name, table in tables.items() if name in readers):
+            if watermark is not None and not (certain_only and watermark.uncertain):
+                readers[name].reach(watermark)
     return readers
 
 

@@ -1,7 +1,7 @@
 """Writers that do to a source whatever may be done to it, and note what they have committed, and by when."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from random import Random
 
@@ -22,8 +22,13 @@ _GIVES_WAY = (
     pg.UndefinedTable,
     pg.InvalidObjectDefinition,
 )
-_KEY_COUNT = 400
+KEY_COUNT = 400
+"""Writers meet at keys of the numbers below."""
 _LONG_SECONDS = 1.0
+
+
+Way = tuple[Callable[[Transaction, str], None], int, Sequence[str]]
+"""Something to be done in a transaction, its weight, and the tables to which it is done."""
 
 
 class Writer:
@@ -87,16 +92,20 @@ class Writer:
         self._prepared = None
 
     def _do(self, transaction: Transaction) -> None:
-        ways: list[tuple[Callable[[Transaction, str], None], int]] = [
-            (self._upsert, 50),
-            (self._delete, 20),
-            (self._change_key, 15),
-            (self._straight, 10),
-            (self._copy, 1),
-            (self._empty, 2),
+        ways = self._ways()
+        way, _, relations = self._random.choices(ways, [weight for _, weight, _ in ways])[0]
+        way(transaction, self._random.choice(relations))
+
+    def _ways(self) -> list[Way]:
+        every = list(KEYS)
+        return [
+            (self._upsert, 50, every),
+            (self._delete, 20, every),
+            (self._change_key, 15, every),
+            (self._straight, 10, every),
+            (self._copy, 1, every),
+            (self._empty, 2, every),
         ]
-        way = self._random.choices([way for way, _ in ways], [weight for _, weight in ways])[0]
-        way(transaction, self._random.choice(list(KEYS)))
 
     def _upsert(self, transaction: Transaction, relation: str) -> None:
         transaction.upsert(relation, self._keys(relation), self._filling())
@@ -133,7 +142,7 @@ class Writer:
         return sorted({make() for _ in range(self._random.randint(1, 8))})
 
     def _id(self) -> int:
-        return self._random.randrange(_KEY_COUNT)
+        return self._random.randrange(KEY_COUNT)
 
     def _filling(self) -> str:
         return self._random.choice(["", "x", "é\n\t", "long " * 200])
@@ -186,7 +195,7 @@ def fill(url: str) -> list[Note]:
         session.execute(SCHEMA)
         session.execute("BEGIN")
         transaction = Transaction(session)
-        transaction.copy("plain", [(number,) for number in range(_KEY_COUNT // 2, 2_000)], "at first")
-        transaction.copy("late", [(number,) for number in range(_KEY_COUNT)], "at first")
+        transaction.copy("plain", [(number,) for number in range(KEY_COUNT // 2, 2_000)], "at first")
+        transaction.copy("late", [(number,) for number in range(KEY_COUNT)], "at first")
         session.execute("COMMIT")
         return [noted(transaction)]

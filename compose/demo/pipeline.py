@@ -1,4 +1,4 @@
-"""The three daemons as the separate processes that they are, and how far they have come."""
+"""The daemons as the separate processes that they are, and how far they have come."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ class Pipeline:
 
 
 @contextmanager
-def started_pipeline(log_dir: Path) -> Iterator[Pipeline]:
+def started_pipeline(servers: Servers, log_dir: Path) -> Iterator[Pipeline]:
     """Run the daemons, each answering when it yields; raises DemoError with the log's end of one that ends."""
     with ExitStack() as started:
 
@@ -51,10 +51,11 @@ def started_pipeline(log_dir: Path) -> Iterator[Pipeline]:
             return started.enter_context(running(name, arguments, environment=environment, log_dir=log_dir))
 
         cdc = start("viewkeeper-cdc", "cdc.cli", os.environ)
+        view_cdc = start("viewkeeper-cdc-view", "cdc.cli", servers.view_capture())
         projector = start("viewkeeper-projector", "projector.cli", os.environ)
         api = start("viewkeeper-api", "api.cli", {**os.environ, API_PORT: os.environ.get(API_PORT) or _api_port()})
         yield Pipeline(
-            processes=(cdc, projector, api),
+            processes=(cdc, view_cdc, projector, api),
             cdc_url=_address(cdc, "health_listening"),
             projector_url=_address(projector, "health_listening"),
             api_url=_address(api, "api_listening"),

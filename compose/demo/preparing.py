@@ -16,6 +16,8 @@ from runtime.errors import ConfigurationError
 from runtime.postgres import connect, describe, translated
 
 TABLES = ("users", "tweets", "follows", "likes")
+VIEW = "public.user_information"
+_CONFIG = str(files("migrations") / "alembic.ini")
 
 
 def prepare_databases(servers: Servers, screen: Screen) -> None:
@@ -28,6 +30,9 @@ def prepare_databases(servers: Servers, screen: Screen) -> None:
         make_databases(servers)
         for section in ("demo", "source", "view"):
             _migrate(section)
+        # The view is captured as well, and its database has what a capture needs.
+        words = ["alembic", "-c", _CONFIG, "-n", "source", "upgrade", "head"]
+        run_once("alembic -n source, for the view database", words, environment=servers.view_capture())
 
 
 def populate(servers: Servers, sizes: Sizes, screen: Screen) -> None:
@@ -47,14 +52,18 @@ def populate(servers: Servers, sizes: Sizes, screen: Screen) -> None:
             load_population(connection, sizes, progress=progress)
 
 
-def attach_tables(screen: Screen) -> None:
-    """Attach the demo's tables to the capture; raises DemoError with the command's message when that fails."""
-    with screen.step("attaching tables", f"tables attached: viewkeeper-cdc attach {' '.join(TABLES)}"):
-        run_once("viewkeeper-cdc attach", ["cdc.cli", "attach", *TABLES], environment=os.environ)
+def attach_all(servers: Servers, screen: Screen) -> None:
+    """Attach the demo's tables to the capture, and the view to its own.
+
+    Raises DemoError with the command's message when that fails.
+    """
+    with screen.step("attaching tables", f"attached: viewkeeper-cdc attach {' '.join(TABLES)}, and {VIEW} to its own"):
+        for attached, environment in ((TABLES, os.environ), ((VIEW,), servers.view_capture())):
+            run_once("viewkeeper-cdc attach", ["cdc.cli", "attach", *attached], environment=environment)
 
 
 def _migrate(section: str) -> None:
-    config = Config(str(files("migrations") / "alembic.ini"), ini_section=section)
+    config = Config(_CONFIG, ini_section=section)
     try:
         command.upgrade(config, "head")
     except CommandError as error:

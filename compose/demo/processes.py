@@ -75,7 +75,8 @@ class Process:
         """Ask it to stop and wait; raise DemoError when it had ended before or does not end well."""
         self.check()
         self.stop()
-        if self._popen.returncode != 0:
+        # One that was asked before it listens for signals had nothing in hand.
+        if self._popen.returncode not in (0, -signal.SIGTERM):
             self.check()
 
 

@@ -15,12 +15,20 @@ from compose.demo.interrupts import Interrupts, Phase
 from compose.demo.pairing import check_pairing
 from compose.demo.pipeline import DRAIN_SECONDS, Pipeline, catch_up, started_pipeline, wait_until_reflected
 from compose.demo.population import Sizes
-from compose.demo.preparing import attach_tables, populate, prepare_databases
+from compose.demo.preparing import attach_all, populate, prepare_databases
 from compose.demo.probe import ProbeReport
 from compose.demo.processes import Process, running
 from compose.demo.screen import Screen
 from compose.demo.servers import OwnServers, Servers, started_servers
-from compose.demo.table import curl_line, freshness_words, live_table, plain_line, reads_words, workload_words
+from compose.demo.table import (
+    curl_line,
+    freshness_words,
+    live_table,
+    page_line,
+    plain_line,
+    reads_words,
+    workload_words,
+)
 from compose.demo.workload import WorkloadReport
 from compose.local.folder import held
 
@@ -64,11 +72,14 @@ def run_demo(wanted: Wanted, screen: Screen, interrupts: Interrupts) -> Verdict:
             servers.set_environment(store=wanted.store)
             prepare_databases(servers, screen)
             populate(servers, wanted.sizes, screen)
-            attach_tables(screen)
+            attach_all(servers, screen)
             _wait_for_kafka(servers, wanted, screen)
             check_pairing(servers, data_dir)
-            with screen.step("starting the daemons", "daemons started: viewkeeper-cdc, -projector, -api run"):
-                pipeline = started.enter_context(started_pipeline(data_dir))
+            with screen.step(
+                "starting the daemons",
+                "daemons started: viewkeeper-cdc, for the tables and the view, -projector, -api run",
+            ):
+                pipeline = started.enter_context(started_pipeline(servers, data_dir))
             catch_up(servers, pipeline, screen)
             screen.say(f"Ready after {screen.elapsed_seconds:.1f} s; logs are in {data_dir}")
             demo = Demo(wanted, servers, pipeline, screen, interrupts)
@@ -124,6 +135,7 @@ def _watch(demo: Demo, gathering: Gathering, processes: tuple[Process, ...]) -> 
     screen, seconds = demo.screen, demo.wanted.seconds
     said_at = gathering.began_at
     if not screen.is_terminal:
+        screen.say(page_line(demo.pipeline.api_url))
         screen.say(curl_line(demo.pipeline.api_url))
     with ExitStack() as drawn:
         live = drawn.enter_context(Live(console=screen.console, auto_refresh=False)) if screen.is_terminal else None

@@ -81,6 +81,11 @@ class Servers:
         for name in ("CDC_HEALTH_PORT", "PROJECTOR_HEALTH_PORT"):
             os.environ.setdefault(f"VIEWKEEPER_{name}", "0")
 
+    def view_capture(self) -> dict[str, str]:
+        """Return the environment of the view's own capture, whose source is the view database."""
+        decided = {"SOURCE_URL": self.view_url, "CDC_NAME": f"{TOPIC_PREFIX}_view", "CDC_HEALTH_PORT": "0"}
+        return {**os.environ, **{f"VIEWKEEPER_{name}": value for name, value in decided.items()}}
+
     def wait_for_kafka(self) -> None:
         """Wait until Kafka answers and add its address to the settings."""
         os.environ.pop("VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS_FILE", None)

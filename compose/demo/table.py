@@ -27,7 +27,7 @@ def live_table(figures: Figures, *, api_url: str, seconds: float | None) -> Grou
     table.add_row("audit", _audit_text(figures))
     until = f"{figures.elapsed_seconds:.0f} s of {seconds:g} s" if seconds else f"{figures.elapsed_seconds:.0f} s"
     head = Text.assemble(("\nViewkeeper demo", "bold cyan"), f"   {until}, Ctrl-C ends it\n")
-    return Group(head, table, Text(f"\n{curl_line(api_url)}", style="dim"))
+    return Group(head, table, Text(f"\n{page_line(api_url)}"), Text(curl_line(api_url), style="dim"))
 
 
 def plain_line(figures: Figures) -> str:
@@ -44,6 +44,11 @@ def plain_line(figures: Figures) -> str:
 def curl_line(api_url: str) -> str:
     """Return a command that shows a user as the service does."""
     return f"curl {api_url}/users/{ZCOX_ID}"
+
+
+def page_line(api_url: str) -> str:
+    """Return the address of the page that shows the same user change, and the pipeline at work."""
+    return f"watch it: {api_url}/live#userId={ZCOX_ID}"
 
 
 def workload_words(report: WorkloadReport | None) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import secrets
 import shutil
 import signal
 import socket
@@ -12,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compose.local.errors import LocalSettingError, LocalStackError
 
 READY_POLL_SECONDS = 0.03
 LOG_TAIL_LINES = 25
+_SERVER_PORTS = range(16_000, 32_000)
 
 # Linux sends a child its parent-death signal when the *thread* that started it ends, so all children are
 # started by one thread that lives as long as this process.
@@ -52,20 +55,17 @@ class ServerProcess:
         # The change of user comes first: it takes an earlier parent-death signal away.
         arguments = [*command.prefix, *death_prefix(command.stop_signals[0]), *command.arguments]
         with command.log_path.open("ab") as log:
-            starting = _starter.submit(
-                subprocess.Popen,
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            return cls(command, starting.result())
+            return cls(command, started(arguments, stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
 
     @property
     def pid(self) -> int:
         """Its process id; the server's own, for the prefixes replace themselves by it."""
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended by itself."""
+        return self._process.poll() is None
 
     def wait_until_ready(self, is_ready: Callable[[], bool], *, timeout_seconds: float) -> None:
         """Ask `is_ready` until it says yes; raise LocalStackError with the log's tail if the server dies before."""
@@ -108,6 +108,15 @@ def run_to_end(name: str, arguments: Sequence[str], *, log_path: Path) -> None:
             f"{name} failed with code {done.returncode}; "
             f"the end of its log {log_path}:\n{tail(log_path, LOG_TAIL_LINES)}"
         )
+
+
+def started(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a child, which reads nothing, so that `death_prefix` counts for as long as this process lives."""
+
+    def start() -> subprocess.Popen[Any]:
+        return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, **options)
+
+    return _starter.submit(start).result()
 
 
 def death_prefix(death_signal: signal.Signals) -> list[str]:
@@ -153,11 +162,15 @@ def processes_in(folder: Path, *, title: str) -> list[int]:
 
 
 def free_port() -> int:
-    """Find a TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Find a TCP port of 127.0.0.1 that nobody listens on now.
+
+    It is below those that outgoing connections are given: one of these could take it while a server is still starting.
+    """
+    while True:
+        port = secrets.choice(_SERVER_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def demand_free(port: int, *, server: str) -> None:

@@ -45,18 +45,26 @@ class SchemaRegistry:
         """Where Confluent's clients find it."""
         return f"http://{HOST}:{self.port}/apis/ccompat/v7"
 
+    def answers(self) -> bool:
+        """Return whether it answers by now."""
+        try:
+            with urlopen(f"{self.url}/subjects", timeout=_ANSWER_SECONDS) as answer:  # noqa: S310 - our own address
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
+
 
 class RegistryProcess:
     """A registry between its launch and its end, so that other servers can start while it does."""
 
     def __init__(self, registry: SchemaRegistry, process: ServerProcess) -> None:
-        self._registry = registry
+        self.registry = registry
         self._process = process
 
     def wait_until_ready(self) -> SchemaRegistry:
         """Wait for its first answer; raise LocalStackError if it dies before or never gives one."""
-        self._process.wait_until_ready(lambda: _answers(self._registry.url), timeout_seconds=READY_TIMEOUT_SECONDS)
-        return self._registry
+        self._process.wait_until_ready(self.registry.answers, timeout_seconds=READY_TIMEOUT_SECONDS)
+        return self.registry
 
 
 @contextmanager
@@ -103,11 +111,3 @@ def launched(data_dir: Path, *, port: int | None = None) -> Iterator[RegistryPro
         finally:
             process.stop()
             pid_path.unlink(missing_ok=True)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urlopen(f"{url}/subjects", timeout=_ANSWER_SECONDS) as answer:  # noqa: S310 - our own address
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False

@@ -1,6 +1,8 @@
 """`make bench-api`: the API against a bare "hello" and a pooled query a request, with the pipeline at work.
 
 All three servers run at once, are loaded in turn, and share the machine with the same capture, projector and workload.
+Where vegeta is installed it asks the API and "hello" once more, as a cross-check of our own load tool. Targets that are
+missed are printed.
 """
 
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import click
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -21,6 +24,9 @@ from tests.bench.errors import BenchError
 from tests.bench.figures import Figures, report
 from tests.bench.load import ClosedLoad, OpenLoad, OpenResult, Target, run_closed, run_open
 from tests.bench.percentiles import ratio_of_medians, summarise
+from tests.bench.targets import Target as Bounds
+from tests.bench.targets import missed
+from tests.bench.vegeta import attack, vegeta_path
 from tests.bench.working_pipeline import working_pipeline, workload
 from views.user_information import user_information
 
@@ -38,6 +44,18 @@ CLOSED_ROUNDS = 3
 CLOSED_CONNECTIONS = 32
 WARM_UP_SECONDS = 0.5
 CHANGES_PER_SECOND = 200
+GROWTH_REQUESTS = 1_000_000
+"""So many requests at SCALE=1, between two looks at the API's memory."""
+TARGETS = {
+    "p95_seconds": Bounds(at_most=0.002),
+    "p999_seconds": Bounds(at_most=0.006),
+    "max_seconds": Bounds(at_most=0.01),
+    "errors": Bounds(at_most=0),
+    "ratio_to_hello": Bounds(at_least=0.35),
+    "ratio_to_pooled": Bounds(at_least=2.0),
+    "rss_mb": Bounds(at_most=120),
+    "rss_growth_mb": Bounds(at_most=5),
+}
 
 _FILL = """
 INSERT INTO {table} (user_id, username, name, description, location, web_page_url, joined_date, profile_image_url,
@@ -57,6 +75,7 @@ class Targets:
     api: Target
     hello: Target
     pooled: Target
+    api_pid: int
 
 
 def measure(stack: BenchStack, scale: float, rate: int) -> Figures:
@@ -71,7 +90,10 @@ def measure(stack: BenchStack, scale: float, rate: int) -> Figures:
             for target in (targets.api, targets.hello, targets.pooled):
                 run_closed(ClosedLoad(target=target, seconds=WARM_UP_SECONDS))
             figures = _open_figures(targets, max(OPEN_SECONDS * scale, LEAST_OPEN_SECONDS))
+            if vegeta_path():
+                figures |= _vegeta_figures(targets, max(OPEN_SECONDS * scale, LEAST_OPEN_SECONDS) / OPEN_ROUNDS)
             figures |= _closed_figures(targets, max(CLOSED_SECONDS * scale, LEAST_CLOSED_SECONDS))
+            figures |= _memory_figures(targets, figures["requests_per_second"], round(GROWTH_REQUESTS * scale))
             figures["changes_per_second"] = running.check_rate()
     return figures
 
@@ -95,6 +117,7 @@ def _served(pipeline: Pipeline, rows: int) -> Iterator[Targets]:
             api=_users(api.port("api_listening"), rows),
             hello=Target(url=f"http://127.0.0.1:{hello.port(LISTENING)}/"),
             pooled=_users(pooled.port(LISTENING), rows),
+            api_pid=api.process.pid,
         )
 
 
@@ -146,6 +169,30 @@ def _closed_figures(targets: Targets, seconds: float) -> Figures:
     }
 
 
+def _vegeta_figures(targets: Targets, seconds: float) -> Figures:
+    """Measure latency by another tool, API and hello in turn."""
+    figures: Figures = {}
+    for name, target in (("vegeta", targets.api), ("vegeta_hello", targets.hello)):
+        found = attack(target, rate=REQUESTS_PER_SECOND, seconds=seconds)
+        say(f"{name}: p95 {found.p95 * 1e3:.2f} ms, max {found.max * 1e3:.1f} ms, {found.success:.1%} answered")
+        figures |= {f"{name}_p95_seconds": found.p95, f"{name}_max_seconds": found.max}
+    return figures
+
+
+def _memory_figures(targets: Targets, requests_per_second: float, requests: int) -> Figures:
+    """Measure what the API has resident, and by how much that grows over so many more requests."""
+    say(f"{requests:,} requests to the API, for its memory")
+    api = psutil.Process(targets.api_pid)
+    before = api.memory_info().rss
+    done = 0
+    while done < requests:
+        seconds = max((requests - done) / requests_per_second, LEAST_CLOSED_SECONDS)
+        load = ClosedLoad(target=targets.api, seconds=min(seconds, CLOSED_SECONDS), connections=CLOSED_CONNECTIONS)
+        done += round(run_closed(load).requests_per_second * load.seconds)
+    after = api.memory_info().rss
+    return {"rss_mb": after / 1e6, "rss_growth_mb": (after - before) / 1e6, "growth_requests": done}
+
+
 def _words(result: OpenResult) -> str:
     latencies = result.latencies
     return f"p95 {latencies.p95 * 1e3:.2f} ms, max {latencies.max * 1e3:.1f} ms, {result.errors} errors"
@@ -158,6 +205,8 @@ def main(scale: float, rate: int) -> None:
     """Measure the API at 1,000 requests/s, with a workload of RATE changes/s beside it."""
     with bench_stack() as stack:
         figures = measure(stack, scale, rate)
+    for line in missed(figures, TARGETS):
+        say(line)
     report("api", figures)
 
 

@@ -48,7 +48,7 @@ def pooled_application(pool: Pool) -> Starlette:
     query = sql.SQL("SELECT {columns} FROM {view} WHERE {key} = %s").format(
         columns=sql.SQL(", ").join(sql.Identifier(field.column) for field in fields),
         view=sql.Identifier(user_information.schema, user_information.name),
-        key=sql.Identifier(user_information.key),
+        key=sql.Identifier(*user_information.key_names),
     )
     names = [field.name for field in fields]
     encode = msgspec.json.Encoder().encode

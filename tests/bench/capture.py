@@ -1,8 +1,8 @@
 """`make bench-capture`: snapshot and catch-up against plain reading, live latency, an idle capture, what writers pay.
 
 The processes measured are real: `viewkeeper-cdc run` on a table of about 200 bytes a row, six partitions. With
-PEER=debezium Debezium's connector does the same on the same servers, in turn with it, and with SOURCE=wal the capture
-from a replication slot.
+PEER=debezium Debezium's connector does the same on the same servers, in turn with it; and so does, with SOURCE=wal, the
+capture from a replication slot, or with SOURCE=timestamp the one that polls an indexed column that the writers keep.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from tests.bench.catching_up import Effort, Phase, snapshot_and_catch_up
 from tests.bench.command import rate_option, run_bench, say, scale_option
 from tests.bench.figures import USUAL_RATE, Figures, at_rate, report
 from tests.bench.live_latency import live_load
+from tests.bench.measured_source import OTHER_SOURCES, captured, settings_of
 from tests.bench.percentiles import ratio_of_medians
 from tests.bench.processes import cores
 from tests.bench.sample_rows import TABLE, create_table, insert_rows
@@ -30,7 +31,6 @@ LOW_RATE = 200
 IDLE_SECONDS = 20.0
 LEAST_IDLE_SECONDS = 5.0
 TEMPLATE = "filled"
-SOURCES = ("wal",)
 PEERS = ("debezium",)
 
 
@@ -46,7 +46,7 @@ def measure(
     figures = _rounds(stack, rows, rounds=rounds, source=source, with_debezium=with_debezium)
     figures |= _live(stack, scale, rate, rows)
     if source is not None:
-        figures |= _named(source, _live(stack, scale, rate, rows, further=_further(source)))
+        figures |= _named(source, _live(stack, scale, rate, rows, further=settings_of(source, stack.folder)))
     if with_debezium:
         seconds = _live_seconds(scale)
         say(f"Debezium: live latency at {rate:,} changes/s for {seconds:g} s")
@@ -63,7 +63,8 @@ def _rounds(stack: BenchStack, rows: int, *, rounds: int, source: str | None, wi
         ours.append((snapshot, catch_up))
         say(f"round {number}: snapshot {_words(snapshot)}; catch-up {_words(catch_up)}")
         if source is not None:
-            other = snapshot_and_catch_up(stack, TEMPLATE, rounds + number, rows, further=_further(source))
+            further = settings_of(source, stack.folder)
+            other = snapshot_and_catch_up(stack, TEMPLATE, rounds + number, rows, further=further)
             others.append(other)
             say(f"round {number}: {source}: snapshot {_words(other[0])}; catch-up {_words(other[1])}")
         if with_debezium:
@@ -88,10 +89,6 @@ def fill(stack: BenchStack, rows: int) -> None:
         create_table(connection)
         insert_rows(connection, 1, rows)
         connection.execute(f"VACUUM ANALYZE public.{TABLE}")
-
-
-def _further(source: str) -> dict[str, str]:
-    return {"VIEWKEEPER_CDC_SOURCE": source}
 
 
 def _named(source: str, figures: Figures) -> Figures:
@@ -127,10 +124,9 @@ def _live(
     stack.create_database(database, template=TEMPLATE)
     topic_prefix = f"{database}{len(further or ())}"
     pipeline = stack.pipeline(source=database, view=database, topic_prefix=topic_prefix, further=further)
-    pipeline.attach(TABLE)
     seconds = _live_seconds(scale)
     figures: Figures = {}
-    with pipeline.daemon("cdc.cli", "run") as capture:
+    with captured(pipeline), pipeline.daemon("cdc.cli", "run") as capture:
         capture.wait_for_event("snapshot_complete", timeout_seconds=600.0)
         stack.settle()
         idle_seconds = max(IDLE_SECONDS * scale, LEAST_IDLE_SECONDS)
@@ -149,7 +145,6 @@ def _live(
                 },
                 changes_per_second,
             )
-    pipeline.detach(TABLE)
     stack.drop_database(database)
     return figures
 
@@ -181,7 +176,7 @@ def _rate(effort: Effort) -> str:
     "--source",
     envvar="SOURCE",
     show_envvar=True,
-    type=click.Choice(SOURCES),
+    type=click.Choice(OTHER_SOURCES),
     help="Another source, beside the triggers and in turn with them.",
 )
 @click.option(

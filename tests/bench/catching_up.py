@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient
 from cdc.wire import SOURCE_TIME_HEADER, TableName, topic_name
 from tests.bench.bench_stack import BenchStack, Pipeline
 from tests.bench.errors import BenchError
+from tests.bench.measured_source import captured
 from tests.bench.processes import peak_rss_bytes
 from tests.bench.sample_rows import TABLE, read_json, update_all
 from tests.bench.topics import (
@@ -85,14 +86,13 @@ def snapshot_and_catch_up(
     database = f"round_{number}"
     stack.create_database(database, template=template)
     pipeline = stack.pipeline(source=database, view=database, topic_prefix=f"bench{number}", further=further)
-    pipeline.attach(TABLE)
-    create_changelog_topics(_admin(pipeline), [changelog_topic(pipeline)])
-    snapshot = _phase(stack, pipeline, NOTHING, rows, form)
-    begins = committed_ends(_admin(pipeline), changelog_topic(pipeline))
-    with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
-        update_all(connection)
-    catch_up = _phase(stack, pipeline, begins, rows, form)
-    pipeline.detach(TABLE)
+    with captured(pipeline):
+        create_changelog_topics(_admin(pipeline), [changelog_topic(pipeline)])
+        snapshot = _phase(stack, pipeline, NOTHING, rows, form)
+        begins = committed_ends(_admin(pipeline), changelog_topic(pipeline))
+        with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
+            update_all(connection)
+        catch_up = _phase(stack, pipeline, begins, rows, form)
     stack.drop_database(database)
     return snapshot, catch_up
 

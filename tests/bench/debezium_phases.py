@@ -11,7 +11,7 @@ from statistics import median
 import msgspec
 import psycopg
 
-from tests.bench.bench_stack import BenchStack
+from tests.bench.bench_stack import BenchStack, Pipeline
 from tests.bench.catching_up import (
     NOTHING,
     Effort,
@@ -21,12 +21,13 @@ from tests.bench.catching_up import (
     read_rows_per_second,
     watch_filling,
 )
-from tests.bench.debezium import READ_TIME_HEADER, Connector, check
+from tests.bench.debezium import READ_TIME_HEADER, tuned_connector
 from tests.bench.figures import Figures, at_rate
 from tests.bench.live_latency import live_load
 from tests.bench.percentiles import ratio_of_medians
 from tests.bench.sample_rows import update_all
 from tests.bench.topics import admin_client, committed_ends, create_changelog_topics
+from tests.debezium import Connector
 
 WARM_UP_SECONDS = 8.0
 
@@ -47,28 +48,26 @@ Round = tuple[Effort, Effort]
 
 def snapshot_and_catch_up(stack: BenchStack, template: str, number: int, rows: int) -> Round:
     """Measure both phases on a fresh copy of the database `template`: between them every row is changed."""
-    connector = _connector(stack, f"debezium_{number}", template)
-    pipeline = connector.pipeline
-    snapshot = _phase(stack, connector, NOTHING, rows, snapshot=True)
+    connector, pipeline = _over_a_copy(stack, f"debezium_{number}", template)
+    snapshot = _phase(stack, connector, pipeline, NOTHING, rows, snapshot=True)
     begins = committed_ends(admin_client(pipeline.kafka_bootstrap_servers), changelog_topic(pipeline))
     with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
         update_all(connection)
-    catch_up = _phase(stack, connector, begins, rows, snapshot=False)
+    catch_up = _phase(stack, connector, pipeline, begins, rows, snapshot=False)
     _drop(stack, connector)
     return snapshot, catch_up
 
 
 def live(stack: BenchStack, template: str, *, rate: int, seconds: float, rows: int) -> Figures:
     """Measure latency and cores under a live load; it comes after the snapshot and a first load, which warm it up."""
-    connector = _connector(stack, "debezium_live", template)
-    pipeline = connector.pipeline
-    with connector.running(snapshot=True) as process:
-        pid = process.process.pid
-        watch_filling(pipeline, NOTHING, rows, pid=pid, check=lambda: check(process))
+    connector, pipeline = _over_a_copy(stack, "debezium_live", template)
+    with connector.running(snapshot=True) as worker:
+        pid = worker.process.pid
+        watch_filling(pipeline, NOTHING, rows, pid=pid, check=worker.check)
         live_load(pipeline, pid=pid, rate=rate, seconds=WARM_UP_SECONDS, rows=rows)
         stack.settle()
         load = live_load(pipeline, pid=pid, rate=rate, seconds=seconds, rows=rows)
-        check(process)
+        worker.check()
     _drop(stack, connector)
     return at_rate({"debezium_latency_p95_seconds": load.latencies.p95, "debezium_live_cores": load.cores}, rate)
 
@@ -102,12 +101,12 @@ def _cpu(phases: Sequence[Effort]) -> list[float]:
     return [phase.cpu_seconds_per_million_rows for phase in phases]
 
 
-def _connector(stack: BenchStack, name: str, template: str) -> Connector:
+def _over_a_copy(stack: BenchStack, name: str, template: str) -> tuple[Connector, Pipeline]:
     """Make a connector over a fresh copy of the database `template`, and its topic as the wire contract wants it."""
     stack.create_database(name, template=template)
     pipeline = stack.pipeline(source=name, view=name, topic_prefix=name)
     create_changelog_topics(admin_client(pipeline.kafka_bootstrap_servers), [changelog_topic(pipeline)])
-    return Connector(name, pipeline)
+    return tuned_connector(name, pipeline), pipeline
 
 
 def _drop(stack: BenchStack, connector: Connector) -> None:
@@ -115,11 +114,13 @@ def _drop(stack: BenchStack, connector: Connector) -> None:
     stack.drop_database(connector.name)
 
 
-def _phase(stack: BenchStack, connector: Connector, begins: Sequence[int], rows: int, *, snapshot: bool) -> Effort:
+def _phase(
+    stack: BenchStack, connector: Connector, pipeline: Pipeline, begins: Sequence[int], rows: int, *, snapshot: bool
+) -> Effort:
     """Run it until all rows are in the topic after `begins`; check that they are, each as it is now."""
     stack.settle()
     # As for ours: a plain read sets the hint bits that the first reader after a change would have to set.
-    read_rows_per_second(connector.pipeline.source_url)
-    with connector.running(snapshot=snapshot) as process:
-        filling = watch_filling(connector.pipeline, begins, rows, pid=process.process.pid, check=lambda: check(process))
-    return effort(connector.pipeline, filling, rows, FORM)
+    read_rows_per_second(pipeline.source_url)
+    with connector.running(snapshot=snapshot) as worker:
+        filling = watch_filling(pipeline, begins, rows, pid=worker.process.pid, check=worker.check)
+    return effort(pipeline, filling, rows, FORM)

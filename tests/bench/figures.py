@@ -39,6 +39,14 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "cpu_seconds_per_million_events",
         "peak_rss_mb",
         "rows_that_differ",
+        "live_p50_seconds",
+        "live_p95_seconds",
+        "live_max_seconds",
+        "idle_cores",
+        "rebuild_ratio_to_catch_up",
+        "rebuild_lock_seconds",
+        "audit_seconds",
+        "audit_peak_rss_mb",
     ),
     "api": (
         "p50_seconds",
@@ -61,6 +69,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "avro_rows_per_second",
         "projector_cpu_ratio",
     ),
+    "streams": ("idle_rss_mb", "kilobytes_per_stream", "idle_cores", "p50_seconds", "p95_seconds", "max_seconds"),
     "freshness": ("p50_seconds", "p95_seconds", "p99_seconds", "max_seconds", "p95_seconds_at_200"),
 }
 """The figures that each benchmark always gives, as other programs read them; more may stand beside them."""

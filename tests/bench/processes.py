@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -40,12 +42,16 @@ class Daemon:
         """Wait until the log has a line of `event` and return it; raise BenchError if the process ends before."""
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
-            for line in self._log_lines():
-                if line.event == event:
-                    return line
+            line = self.logged(event)
+            if line:
+                return line
             self.check_alive()
             time.sleep(POLL_SECONDS)
         raise BenchError(f"{self.name} did not log {event!r} within {timeout_seconds:g} s; {self._log_end()}")
+
+    def logged(self, event: str) -> LogLine | None:
+        """Return the log's first line of `event`, None if there is none yet."""
+        return next((line for line in self._log_lines() if line.event == event), None)
 
     def port(self, event: str = "health_listening") -> int:
         """Wait until the process listens and return its port."""
@@ -105,6 +111,37 @@ def _stop(running: Daemon) -> None:
         raise BenchError(f"{running.name} did not stop within {STOP_SECONDS:g} s of SIGTERM") from None
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a command took from its start to its end, and the largest memory that it had resident."""
+
+    seconds: float
+    peak_rss_bytes: int
+
+
+def run_measured(arguments: Sequence[str], environment: Mapping[str, str]) -> Measured:
+    """Run `python -m` a command of ours to its end; raise BenchError with its output if it fails."""
+    began_at, peak = time.monotonic(), 0
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*death_prefix(signal.SIGKILL), sys.executable, "-m", *arguments],
+            env=only_settings(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        while process.poll() is None:
+            with suppress(BenchError, psutil.NoSuchProcess):
+                peak = max(peak, peak_rss_bytes(process.pid))
+            time.sleep(POLL_SECONDS)
+        seconds = time.monotonic() - began_at
+        output.seek(0)
+        if process.returncode != 0:
+            words = " ".join(arguments)
+            raise BenchError(f"{words} ended with code {process.returncode}:\n{output.read().decode(errors='replace')}")
+    return Measured(seconds, peak)
+
+
 def only_settings(settings: Mapping[str, str]) -> dict[str, str]:
     """Return our environment with these VIEWKEEPER settings and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIEWKEEPER_")}
@@ -148,5 +185,6 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 def _high_water_bytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    # A process that has ended, and that nobody has waited for yet, has no memory any more.
+    kilobytes = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), 0)
     return int(kilobytes) * 1024

@@ -43,10 +43,10 @@ class HistoryProducer:
         self._topics = {table: table_topic(prefix, table) for table in TABLES}
         self._next_offsets = {topic: [0] * PARTITIONS for topic in self._topics.values()}
         self._failure: KafkaError | None = None
+        self._producer.init_transactions(REQUEST_SECONDS)
 
     def produce(self, events: Iterable[Event]) -> datetime:
-        """Produce all events and, last, a cursor record that covers them; return its watermark's time."""
-        self._producer.init_transactions(REQUEST_SECONDS)
+        """Produce all events and, last, a cursor record that covers all so far; return its watermark's time."""
         self._producer.begin_transaction()
         for number, event in enumerate(events, start=1):
             self._send(self._topics[event.table], event.key, event.value, _headers(event))

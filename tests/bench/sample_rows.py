@@ -25,9 +25,13 @@ CREATE TABLE {table} (
 _INSERT = """
 INSERT INTO {table}
 SELECT row_id, row_id * 7919 %% 50000, md5(row_id::text) || ' ' || md5((row_id + 1)::text) || ' ünïcode',
-       timestamptz '2026-01-01 00:00:00.123456+00' + row_id * interval '1 second', now()
+       timestamptz '2026-01-01 00:00:00.123456+00' + row_id * interval '1 second',
+       -- Each at its own time: rows of one moment would all be looked back for by whoever polls by it.
+       timestamptz '2020-01-01 00:00:00.654321+00' + row_id * interval '1 second'
 FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS row_id
 """
+
+_INDEX_UPDATES = "CREATE INDEX ON {table} (updated_at, row_id)"
 
 _UPDATE_ALL = "UPDATE {table} SET text = 'second version ' || substr(text, 16), updated_at = now()"
 
@@ -52,6 +56,11 @@ def create_table(connection: psycopg.Connection, table: str = TABLE) -> None:
 def insert_rows(connection: psycopg.Connection, first: int, last: int, table: str = TABLE) -> None:
     """Insert rows `first` to `last` in one statement."""
     connection.execute(_statement(_INSERT, table), {"first": first, "last": last})
+
+
+def index_updates(connection: psycopg.Connection, table: str = TABLE) -> None:
+    """Index the order in which a table is polled that is asked for its updates."""
+    connection.execute(_statement(_INDEX_UPDATES, table))
 
 
 def update_all(connection: psycopg.Connection, table: str = TABLE) -> None:

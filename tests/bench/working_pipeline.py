@@ -1,8 +1,8 @@
 """The whole pipeline at work: the demo's tables, the real daemons, and a workload that keeps the tables changing."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -16,6 +16,7 @@ from tests.bench.processes import Daemon
 
 SOURCE = "source"
 VIEW = "view"
+VIEW_TABLE = "public.user_information"
 TABLES = ("users", "tweets", "follows", "likes")
 CATCH_UP_SECONDS = 300.0
 FIRST_REPORT_SECONDS = 30.0
@@ -24,8 +25,11 @@ LEAST_RATE_SHARE = 0.9
 
 
 @contextmanager
-def working_pipeline(stack: BenchStack, sizes: Sizes) -> Iterator[Pipeline]:
-    """Migrate two databases, load a population, run capture and projector; yield once the view reflects all of it."""
+def working_pipeline(stack: BenchStack, sizes: Sizes, *, with_view_topic: bool = False) -> Iterator[Pipeline]:
+    """Migrate two databases, load a population, run capture and projector; yield once the view reflects all of it.
+
+    With its topic the view is captured, too.
+    """
     stack.create_database(SOURCE)
     stack.create_database(VIEW)
     pipeline = stack.pipeline(source=SOURCE, view=VIEW, topic_prefix="bench")
@@ -33,12 +37,19 @@ def working_pipeline(stack: BenchStack, sizes: Sizes) -> Iterator[Pipeline]:
     with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
         load_population(connection, sizes)
     pipeline.attach(*TABLES)
-    with pipeline.daemon("cdc.cli", "run") as capture, pipeline.daemon("projector.cli", "run") as projector:
-        wait_until_reflected(pipeline, (capture, projector))
+    with ExitStack() as running:
+        daemons = [running.enter_context(pipeline.daemon(f"{part}.cli", "run")) for part in ("cdc", "projector")]
+        if with_view_topic:
+            further = {"VIEWKEEPER_CDC_NAME": "view"}
+            of_view = stack.pipeline(source=VIEW, view=VIEW, topic_prefix=pipeline.topic_prefix, further=further)
+            of_view.migrate("source")
+            of_view.attach(VIEW_TABLE)
+            daemons.append(running.enter_context(of_view.daemon("cdc.cli", "run")))
+        wait_until_reflected(pipeline, daemons)
         yield pipeline
 
 
-def wait_until_reflected(pipeline: Pipeline, daemons: tuple[Daemon, ...]) -> None:
+def wait_until_reflected(pipeline: Pipeline, daemons: Iterable[Daemon]) -> None:
     """Wait until the view reflects everything that is committed in the source now."""
     with psycopg.connect(pipeline.source_url) as connection:
         row = connection.execute("SELECT clock_timestamp()").fetchone()

@@ -76,6 +76,9 @@ def test_a_demo_ends_by_itself_with_an_audit_and_leaves_nothing(tmp_path: Path) 
     assert int(audits[-1]) >= 100, demo.output
     assert re.search(r"^  workload +[1-9]\d* changes", demo.output, re.MULTILINE), demo.output
     assert re.search(r"^  freshness +p50 \d+", demo.output, re.MULTILINE), demo.output
+    assert re.search(r"^watch it: http://127\.0\.0\.1:\d+/live#userId=12542832$", demo.output, re.MULTILINE), (
+        demo.output
+    )
     assert re.search(r"^curl http://127\.0\.0\.1:\d+/users/12542832$", demo.output, re.MULTILINE), demo.output
     assert demo.left_processes() == []
 

@@ -54,6 +54,14 @@ class Source:
         for table in tables:
             assert self.value("SELECT cdc.attach(%s, %s::regclass, %s)", CAPTURE, table, level)
 
+    def lead(self, leader: str) -> None:
+        """Give the capture's lease to somebody."""
+        self.connection.execute(
+            "INSERT INTO cdc.capture (name, leader) VALUES (%(name)s, %(leader)s) "
+            "ON CONFLICT (name) DO UPDATE SET leader = %(leader)s",
+            {"name": CAPTURE, "leader": leader},
+        )
+
     @contextmanager
     def session(self) -> Iterator[psycopg.Connection]:
         """Open another connection, whose transaction is rolled back unless it was ended."""
@@ -141,6 +149,16 @@ def row_reader(session: psycopg.Connection, kind: SourceKind, url: str) -> RowSo
     if kind is SourceKind.TRIGGERS:
         return TriggerSource(session, CAPTURE, where="test")
     return WalSource(session, CAPTURE, url=url, where="test", page_keys=_CHUNK_ROWS)
+
+
+def attach_words_view(source: Source) -> None:
+    """Make the table words, of two rows, and attach the view `shown` of it, by the key id."""
+    source.run(
+        "CREATE TABLE words (id bigint, word text)",
+        "INSERT INTO words VALUES (1, 'one'), (2, 'two')",
+        "CREATE VIEW shown AS TABLE words",
+        "SELECT cdc.attach('viewkeeper', 'shown', NULL, '{id}')",
+    )
 
 
 def insert_tweets(first: int, last: int) -> str:

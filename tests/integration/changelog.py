@@ -7,10 +7,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
 
 from cdc.cursor import Cursor, TableCursor, Watermark
 from cdc.wire import cursor_topic_name
+from projector.parts import as_names
 from projector.topics import describe_topics
 from runtime.kafka import BrokerUnavailable
 from tests.waiting import wait_until
@@ -33,13 +42,15 @@ def user(user_id: int, username: str | None = "ann", **changed: object) -> dict[
 
 
 class Changelog:
-    """The topics of some tables and the cursor's, under one prefix; `keys` names each table's key column."""
+    """The topics of some tables and the cursor's, under one prefix; `keys` names each table's key columns."""
 
-    def __init__(self, bootstrap_servers: str, prefix: str, keys: Mapping[str, str], partitions: int) -> None:
+    def __init__(
+        self, bootstrap_servers: str, prefix: str, keys: Mapping[str, str | tuple[str, ...]], partitions: int
+    ) -> None:
         self.prefix = prefix
-        self._keys = keys
+        self._keys = {table: as_names(names) for table, names in keys.items()}
         self._next_offsets = {table: [0] * partitions for table in keys}
-        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
         self._producer = Producer(
             {
                 "bootstrap.servers": bootstrap_servers,
@@ -60,6 +71,12 @@ class Changelog:
             created.result()
         wait_until(lambda: self._led([topic.topic for topic in topics]), what="leaders of the new topics")
         self._producer.init_transactions()
+
+    def create_cursor_topic(self) -> None:
+        """Create the cursor's topic, which was left out at first."""
+        topic = self._new_topic(cursor_topic_name(self.prefix), 1)
+        self._admin.create_topics([topic])[topic.topic].result()
+        wait_until(lambda: self._led([topic.topic]), what="a leader of the cursor's topic")
 
     def topic(self, table: str) -> str:
         return f"{self.prefix}.public.{table}"
@@ -83,16 +100,15 @@ class Changelog:
         self._producer.flush()
         self._producer.abort_transaction()
 
-    def put(self, table: str, row: Mapping[str, object]) -> None:
-        """Write a row's new state."""
-        key = self._keys[table]
-        self.put_raw(table, compact({key: row[key]}), compact(row))
+    def put(self, table: str, row: Mapping[str, object], *, time: datetime | None = None) -> None:
+        """Write a row's new state, in a record of this time, or of now."""
+        self.put_raw(table, compact({name: row[name] for name in self._keys[table]}), compact(row), time=time)
 
-    def remove(self, table: str, key: object) -> None:
+    def remove(self, table: str, *key: object) -> None:
         """Write a tombstone."""
-        self.put_raw(table, compact({self._keys[table]: key}), None)
+        self.put_raw(table, compact(dict(zip(self._keys[table], key, strict=True))), None)
 
-    def put_raw(self, table: str, key: bytes, value: bytes | None) -> None:
+    def put_raw(self, table: str, key: bytes | None, value: bytes | None, *, time: datetime | None = None) -> None:
         """Write any bytes."""
 
         def delivered(error: KafkaError | None, message: Message) -> None:
@@ -102,7 +118,9 @@ class Changelog:
             assert offset is not None
             self._next_offsets[table][partition] = offset + 1
 
-        self._producer.produce(self.topic(table), value, key, on_delivery=delivered)
+        # 0 is the producer's own clock.
+        timestamp_ms = round(time.timestamp() * 1000) if time else 0
+        self._producer.produce(self.topic(table), value, key, on_delivery=delivered, timestamp=timestamp_ms)
         self._producer.poll(0)
 
     def tweet(self, tweet_id: int, user_id: int | None) -> None:
@@ -111,8 +129,8 @@ class Changelog:
     def follow(self, follow_id: int, follower_id: int | None, followee_id: int | None) -> None:
         self.put("follows", {"follow_id": follow_id, "follower_id": follower_id, "followee_id": followee_id})
 
-    def like(self, like_id: int, user_id: int | None) -> None:
-        self.put("likes", {"like_id": like_id, "user_id": user_id, "tweet_id": 1, "created_at": None})
+    def like(self, like_id: int, user_id: int | None, *, time: datetime | None = None) -> None:
+        self.put("likes", {"like_id": like_id, "user_id": user_id, "tweet_id": 1, "created_at": None}, time=time)
 
     def watermark(self, time: datetime | None = None, **changed: Any) -> None:
         """Write a cursor record for all tables: everything delivered so far was committed by `time`, or by now."""
@@ -157,13 +175,17 @@ class Changelog:
         for created in self._admin.create_topics([self._new_topic(self.topic(table), self._partitions)]).values():
             created.result()
         wait_until(lambda: self._led([self.topic(table)]), what="leaders of the topic")
+        self._next_offsets[table] = [0] * self._partitions
+
+    def add_partitions(self, table: str, partitions: int) -> None:
+        """Give a table's topic so many partitions."""
+        for added in self._admin.create_partitions([NewPartitions(self.topic(table), partitions)]).values():
+            added.result()
+        wait_until(lambda: self._led([self.topic(table)]), what="leaders of the new partitions")
 
     def forget(self, table: str) -> None:
         """Delete all records of a table's topic, as a wrong retention would."""
-        policy = ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, self.topic(table), incremental_configs=[policy])
-        for altered in self._admin.incremental_alter_configs([resource]).values():
-            altered.result()
+        self.configure(table, "cleanup.policy", "delete")
         ends = [
             TopicPartition(self.topic(table), number, end)
             for number, end in enumerate(self._next_offsets[table])
@@ -171,6 +193,30 @@ class Changelog:
         ]
         for deleted in self._admin.delete_records(ends).values():
             deleted.result()
+
+    def configure(self, table: str, name: str, value: str) -> None:
+        """Set an option of a table's topic."""
+        option = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, self.topic(table), incremental_configs=[option])
+        for altered in self._admin.incremental_alter_configs([resource]).values():
+            altered.result()
+        described = ConfigResource(ResourceType.TOPIC, self.topic(table))
+        wait_until(
+            lambda: self._admin.describe_configs([described])[described].result()[name].value == value,
+            what=f"{name} to be set",
+        )
+
+    def compact(self) -> None:
+        """Have each record that is published from now on end a segment of its topic, and ended ones compacted soon."""
+        options = {"segment.ms": "1", "min.cleanable.dirty.ratio": "0"}
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in options.items()
+        ]
+        topics = [
+            ConfigResource(ResourceType.TOPIC, self.topic(table), incremental_configs=entries) for table in self._keys
+        ]
+        for altered in self._admin.incremental_alter_configs(topics).values():
+            altered.result()
 
     def _led(self, topics: list[str]) -> bool:
         """Return whether each partition answers; a new topic's leaders take a moment."""

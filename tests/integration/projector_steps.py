@@ -13,8 +13,9 @@ from cdc.wire import cursor_topic_name
 from projector.consumer import Batch, ChangelogConsumer, open_consumer
 from projector.daemon import SESSION_SETTINGS
 from projector.definition import View
-from projector.kept import KeptView, apply_batch, resume, start_offsets
-from projector.registry import active_versions
+from projector.kept import KeptView, apply_batch, estimate, resume, start_offsets
+from projector.lenient import leniency
+from projector.registry import kept_versions
 from projector.topics import Topic, describe_topics
 from runtime.kafka import admin
 from runtime.postgres import connect
@@ -56,6 +57,11 @@ class Steps:
         """Read a batch without applying it."""
         return self.consumer.next_batch(max_records, timeout_seconds=STEP_SECONDS)
 
+    def estimate(self) -> None:
+        """Estimate how far topics without a cursor are applied, then take a step, which stores it."""
+        estimate(self.connection, self.kept, self.describe)
+        self.step()
+
     def catch_up(self, max_records: int = 10_000) -> None:
         """Apply all that the topics hold now."""
         ends = {
@@ -84,8 +90,8 @@ def projector_steps(
         open_decoding(settings) as decoding,
     ):
         kept = [
-            KeptView(version, settings.topic_prefix, decoding)
-            for version in active_versions(connection, views, where="the test's database")
+            KeptView(one.kept, settings.topic_prefix, decoding, leniency(settings))
+            for one in kept_versions(connection, views, where="the test's database")
         ]
         names = sorted({name for view in kept for name in view.topics})
         client = admin(settings, name="steps")

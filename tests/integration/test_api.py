@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from tests.waiting import wait_until
 from views.user_information import user_information
 
 TABLE = f"{SCHEMA}.{view_table_name(user_information, 1)}"
+LOOKS = 6
 AS_OF = "2026-11-22T19:40:43.399031Z"
 ZCOX = (
     f"INSERT INTO {TABLE} VALUES (12542832, 'zcox', 'Zach Cox', 'Engineering @Uptake', 'Chicago, IL', "
@@ -67,6 +69,12 @@ def insert_user(url: str, user_id: int, **values: object) -> None:
     execute(url, f"INSERT INTO {TABLE} ({', '.join(row)}) VALUES ({marks})", *row.values())
 
 
+def looked_up(client: httpx.Client) -> int:
+    """Return how many keys the API has looked up."""
+    (keys,) = re.findall(r"viewkeeper_api_lookup_keys_sum (\d+)", client.get("/metrics").text)
+    return int(keys)
+
+
 def test_a_row_is_the_documented_json_byte_for_byte(client: httpx.Client) -> None:
     reply = client.get("/users/12542832")
 
@@ -91,11 +99,77 @@ def test_a_miss_is_a_problem_and_says_as_of_when(client: httpx.Client) -> None:
     }
 
 
+def test_a_reply_that_is_known_already_is_not_sent_again(client: httpx.Client, view_url: str) -> None:
+    first = client.get("/users/12542832")
+    tag = first.headers["etag"]
+    assert (first.headers["cache-control"], first.headers["vary"]) == ("no-cache", "Accept, Viewkeeper-Min-As-Of")
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = client.get("/users/12542832", headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert (again.headers["viewkeeper-as-of"], again.headers["vary"]) == (AS_OF, first.headers["vary"])
+    assert client.get("/users/5", headers={"If-None-Match": "*"}).status_code == 404
+    execute(view_url, f"UPDATE {TABLE} SET like_count = 204 WHERE user_id = 12542832")
+    changed = client.get("/users/12542832", headers={"If-None-Match": tag})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != tag
+
+
+def test_a_reply_waits_for_the_as_of_that_is_asked_for(client: httpx.Client, view_url: str) -> None:
+    """What was written at that time is in the reply: also that there is nothing."""
+
+    def ask(path: str, least: str) -> httpx.Response:
+        return client.get(path, headers={"Viewkeeper-Min-As-Of": least})
+
+    assert ask("/users/12542832", AS_OF).status_code == 200
+    assert ask("/users/12542832", AS_OF.replace("031Z", "0301Z")).status_code == 200
+    assert ask("/users/5", AS_OF).status_code == 404
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(ask, path, "2026-11-22T20:40:44+01:00") for path in ("/users/12542832", "/users/5")]
+        wait_until(lambda: looked_up(client) >= 2 * LOOKS, what="the rows to be read again and again")
+        assert not any(one.done() for one in waiting)
+        # An estimate is no word that it is there.
+        for flag in ("uncertain", "estimate"):
+            execute(view_url, "UPDATE projector.as_of SET as_of = '2026-11-22T19:40:45Z', flags = %s", [flag])
+            seen = looked_up(client)
+            wait_until(lambda seen=seen: looked_up(client) >= seen + LOOKS, what="the rows to be read with the flag")  # type: ignore[misc]
+            assert not any(one.done() for one in waiting)
+        execute(view_url, f"UPDATE {TABLE} SET like_count = 204 WHERE user_id = 12542832")
+        execute(view_url, "UPDATE projector.as_of SET flags = '{}'")
+        found, missing = (one.result(10) for one in waiting)
+    assert (found.status_code, found.json()["likeCount"], missing.status_code) == (200, 204, 404)
+
+
+def test_an_as_of_that_does_not_come_in_time_is_503(api: Daemons, view_url: str) -> None:
+    execute(view_url, "UPDATE projector.as_of SET as_of = %s", AS_OF)
+    with client_of(api("api", "run", settings={"VIEWKEEPER_API_MIN_AS_OF_SECONDS": "0.2"})) as client:
+        late = client.get("/users/5", headers={"Viewkeeper-Min-As-Of": "2026-11-22T19:40:43.399032Z"})
+    assert (late.status_code, late.headers["retry-after"], late.headers["viewkeeper-as-of"]) == (503, "1", AS_OF)
+    assert "does not reflect 2026-11-22T19:40:43.399032Z yet" in late.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "least", ["now", "2026-11-22T19:40:43", "2026-13-01T00:00:00Z", "0001-01-01T00:00:00+01:00", ""]
+)
+def test_an_as_of_that_is_no_time_is_400(client: httpx.Client, least: str) -> None:
+    reply = client.get("/users/12542832", headers={"Viewkeeper-Min-As-Of": least})
+    assert reply.status_code == 400
+    assert reply.json()["detail"].startswith("Viewkeeper-Min-As-Of: ")
+    assert "write it as 2026-01-31T12:00:00.123456Z" in reply.json()["detail"]
+
+
 def test_before_the_first_watermark_nothing_is_said_of_it(client: httpx.Client, view_url: str) -> None:
     execute(view_url, "UPDATE projector.as_of SET as_of = NULL")
 
     for path in ("/users/12542832", "/users/5"):
         assert "viewkeeper-as-of" not in client.get(path).headers
+
+
+def test_a_row_leaves_nothing_of_its_reply_in_another_one(client: httpx.Client, view_url: str) -> None:
+    execute(view_url, "UPDATE projector.as_of SET as_of = NULL")
+    assert "etag" in client.get("/users/12542832").headers
+    assert "etag" not in client.get("/users/5").headers
+    execute(view_url, "UPDATE projector.as_of SET as_of = %s", AS_OF)
+    assert "etag" not in client.get("/users/5").headers
 
 
 def test_null_is_null_and_text_is_unescaped_utf8(client: httpx.Client, view_url: str) -> None:
@@ -189,9 +263,9 @@ def test_200_connections_at_once_share_lookups_and_each_gets_its_own_row(client:
         return [(reply.status_code, reply.json().get("tweetCount")) for reply in replies]
 
     assert asyncio.run(ask_all()) == [(200, i) if i < 1000 else (404, None) for i in user_ids]
-    (keys,) = re.findall(r"viewkeeper_api_lookup_keys_sum (\d+)", client.get("/metrics").text)
+    keys = looked_up(client)
     (lookups,) = re.findall(r"viewkeeper_api_lookup_keys_count (\d+)", client.get("/metrics").text)
-    assert int(keys) == len(user_ids)
+    assert keys == len(user_ids)
     assert int(lookups) < len(user_ids)
 
 
@@ -203,7 +277,7 @@ def test_metrics_count_requests_by_status_and_keys_by_lookup(client: httpx.Clien
 
     assert 'viewkeeper_api_request_seconds_count{status="200"} 1.0' in text
     assert 'viewkeeper_api_request_seconds_count{status="404"} 2.0' in text
-    assert "viewkeeper_api_lookup_keys_sum 2.0" in text
+    assert "viewkeeper_api_lookup_keys_sum 3.0" in text
     for edge in ("0.001", "0.002", "0.005", "0.01"):
         assert f'viewkeeper_api_request_seconds_bucket{{le="{edge}",status="200"}}' in text
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,11 +17,13 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+import uvloop
 from alembic import command
 from alembic.config import Config
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from api.session import ANSWER_SECONDS, open_session
+from api.statements import look_up
 from api.store import QUERIES_IN_FLIGHT
 from compose.local.postgres import postgres as run_postgres
 from compose.local.process import death_prefix, free_port
@@ -195,6 +198,42 @@ def test_a_server_that_says_nothing_after_the_login_is_given_up_on_time(view_url
         assert time.monotonic() - started < ANSWER_SECONDS + 1.0
 
 
+def is_open(descriptor: int) -> bool:
+    with suppress(OSError):
+        os.fstat(descriptor)
+        return True
+    return False
+
+
+def test_a_lost_connection_leaves_its_descriptor_to_whoever_has_it_next(view_url: str) -> None:
+    """It is closed by libpq: a request may come on the same number before the session is closed."""
+    parts = conninfo_to_dict(view_url)
+
+    async def lose_it() -> bytes:
+        session = await open_session(view_url, {"user_information": look_up(user_information)})
+        (backend,) = api_backends(view_url)
+        with psycopg.connect(view_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", [backend])
+        lost = session._socket
+        async with asyncio.timeout(10):
+            while is_open(lost):
+                await asyncio.sleep(0)
+        number = socket.create_connection((str(parts["host"]), int(str(parts["port"])))).detach()
+        if number != lost:
+            os.dup2(number, lost)
+            os.close(number)
+        reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=lost))
+        await session.close()
+        # It can still be read from: Postgres answers a request for TLS with one letter.
+        writer.write(struct.pack("!ii", 8, 80877103))
+        answer = await asyncio.wait_for(reader.readexactly(1), ANSWER_SECONDS)
+        writer.close()
+        return answer
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(lose_it()) == b"N"
+
+
 def test_a_lookup_that_takes_too_long_is_503(api: Daemons, view_url: str) -> None:
     with ready_client(api("api", "run")) as client:
         with locked_table(view_url):
@@ -324,7 +363,7 @@ def test_a_taken_port_stops_it_and_names_the_setting(api: Daemons) -> None:
 @pytest.mark.parametrize("missing", ["VIEW public.user_information", "VIEW public.viewkeeper_as_of"])
 def test_without_its_migration_it_stops_and_says_the_command(api: Daemons, view_url: str, missing: str) -> None:
     with psycopg.connect(view_url, autocommit=True) as session:
-        session.execute(f"DROP {missing}".encode())
+        session.execute(f"DROP {missing} CASCADE".encode())
     daemon = api("api", "run")
 
     assert daemon.wait() == 2

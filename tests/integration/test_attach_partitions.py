@@ -1,16 +1,21 @@
 """A partitioned table is attached by its root; whatever is done to whichever of its parts is logged once."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from cdc.attachment import detach
+from cdc.rights import missing_rights
+from cdc.session import SESSION
+from cdc.status_source import StatusSource
 from cdc.table_options import Level
 from cdc.tables import Kind, captured_tables
 from cdc.wire import TableName
 from runtime.postgres import connect
 from tests.integration.logged import LEVELS, Logged, Records, keys, other_role
+from tests.waiting import wait_until
 
 # A root with a leaf, and a part with a leaf of its own whose columns stand in another order.
 TREE = (
@@ -100,6 +105,28 @@ def test_a_detached_partition_logs_no_more_once_completed(logged: Logged, level:
     assert logged.records(log) == set()
 
 
+def test_a_partition_that_goes_while_the_others_are_completed_is_passed_over(logged: Logged, source_url: str) -> None:
+    logged.run(*TREE)
+    log = logged.attach("root")
+    logged.run(
+        "CREATE TABLE root_1 PARTITION OF root FOR VALUES FROM (200) TO (300)",
+        "CREATE TABLE root_2 PARTITION OF root FOR VALUES FROM (300) TO (400)",
+    )
+    with connect(source_url, name="test") as other, ThreadPoolExecutor(1) as executor:
+        with logged.session.transaction():
+            # root_1, whose turn is before it, keeps the one who completes the tree until root_2 is gone.
+            logged.run("LOCK TABLE root_1 IN ACCESS EXCLUSIVE MODE", "DROP TABLE root_2")
+            completed = executor.submit(other.execute, "SELECT cdc.complete(%s)", (log,))
+            blocked_by = "SELECT cardinality(pg_blocking_pids(%s))"
+            wait_until(
+                lambda: logged.session.execute(blocked_by, (other.info.backend_pid,)).fetchone() == (1,),
+                what="the one who completes the tree to wait",
+            )
+        assert completed.result().fetchone() == (True,)
+    logged.run("INSERT INTO root VALUES ('x', 201)")
+    assert logged.take(log) == keys(201)
+
+
 def test_a_partition_that_cannot_be_captured_is_refused_when_it_comes_later(logged: Logged) -> None:
     logged.run(*TREE)
     log = logged.attach("root")
@@ -127,3 +154,15 @@ def test_complete_and_the_logging_of_keys_are_for_those_alone_who_were_given_the
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 logged.run(f"SELECT {call}")
         logged.run("RESET ROLE")
+
+
+def test_who_alters_a_part_keeps_nobody_waiting_that_only_looks(logged: Logged, source_url: str) -> None:
+    """A status, or an attach that asks for rights; that one comes to wait for locks later, again and again."""
+    logged.run(*TREE)
+    logged.attach("root")
+    with connect(source_url, name="test", settings=SESSION) as looking, logged.session.transaction():
+        logged.run("LOCK TABLE low IN ACCESS EXCLUSIVE MODE")
+        (table,) = StatusSource(looking, "viewkeeper", where="test").tables()
+        assert table.name == "public.root"
+        (root,) = captured_tables(looking, "viewkeeper")
+        assert missing_rights(looking, root.oid, "public.root", row_level=False, by_view=False) == []

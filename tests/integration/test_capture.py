@@ -1,17 +1,20 @@
 """The capture as a daemon: the compacted topics equal the tables, whatever happens."""
 
 import json
+import re
 import signal
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import httpx
 import psycopg
 import pytest
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
-from tests.daemons import Daemons
-from tests.integration.captured_source import Source, insert_tweets
+from tests.daemons import Daemon, Daemons
+from tests.integration.captured_source import Source, attach_words_view, insert_tweets
 from tests.topic_reader import read_cursor
+from tests.topics import delete_topic
 from tests.waiting import wait_until
 
 
@@ -33,6 +36,7 @@ def test_topic_equals_table_after_every_kind_of_statement(source: Source, daemon
     source.wait_published("tweets")
     source.assert_topic_equals_table("tweets", "tweet_id")
     assert capture.terminate() == 0
+    assert capture.logged("stopped")
 
 
 def test_truncate_deletes_every_key_of_the_topic(source: Source, daemon: Daemons) -> None:
@@ -150,6 +154,44 @@ def test_c16_a_row_too_large_stops_it_and_is_not_lost(source: Source, daemon: Da
 
 
 @pytest.mark.newest_postgres
+def test_c16_a_record_that_the_producer_refuses_takes_its_transaction_with_it(source: Source, daemon: Daemons) -> None:
+    """Kafka itself would commit what was taken before the refused record, which is a cursor with many keys here."""
+    hold_back = {"VIEWKEEPER_CDC_ON_OVERSIZE_ROW": "hold_back"}
+    source.attach("tweets")
+    capture = daemon("cdc", "run", settings={**hold_back, "VIEWKEEPER_KAFKA_MESSAGE_MAX_BYTES": "3000"})
+    source.wait_published("tweets")
+    source.run(
+        "BEGIN; INSERT INTO tweets VALUES (1, 1, 'small'); "
+        "INSERT INTO tweets SELECT i, 1, repeat('x', 1000) FROM generate_series(1001, 1200) i; COMMIT"
+    )
+    wait_until(lambda: not capture.is_running() or source.topic("tweets").records, what="its end, or a record")
+    assert source.topic("tweets").records == []
+    assert capture.wait() == 1
+    assert "the cursor of capture viewkeeper is" in capture.log_text().splitlines()[-1]
+    daemon("cdc", "run", settings=hold_back)
+    source.wait_published("tweets")
+    source.assert_topic_equals_table("tweets", "tweet_id")
+
+
+@pytest.mark.newest_postgres
+def test_a_cursor_that_is_too_large_for_its_topic_is_named_as_that(source: Source, daemon: Daemons) -> None:
+    topic, client = f"{source.prefix}.cursor", AdminClient({"bootstrap.servers": source.bootstrap_servers})
+    # Some 700 bytes a table are more than a thousand tables in a topic of the default size.
+    config = {"cleanup.policy": "compact", "max.message.bytes": "1000"}
+    client.create_topics([NewTopic(topic, num_partitions=1, config=config)])[topic].result()
+    source.attach("users", "tweets", "follows", "likes")
+    capture = daemon("cdc", "run")
+    assert capture.wait() == 1
+    complaint = capture.log_text().splitlines()[-1]
+    assert re.search(rf"topic {topic}: the cursor of capture viewkeeper is \d{{4}} bytes", complaint)
+    raised = ConfigEntry("max.message.bytes", "100000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[raised])
+    client.incremental_alter_configs([resource])[resource].result()
+    daemon("cdc", "run")
+    source.wait_published("tweets")
+
+
+@pytest.mark.newest_postgres
 def test_second_instance_waits_and_takes_over_from_a_killed_one(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     settings = {"VIEWKEEPER_CDC_LEASE_SECONDS": "2"}
@@ -178,6 +220,8 @@ def test_a_leader_that_was_paused_past_its_lease_publishes_nothing_more(source: 
     source.wait_published("tweets")
     paused.signal(signal.SIGCONT)
     paused.wait_logged("standby")
+    wait_until(lambda: not _watermarks_measured(paused), what="an end of what it measured as the leader")
+    assert _watermarks_measured(second) == {"public.tweets"}
     source.run(insert_tweets(11, 20))
     source.wait_published("tweets")
     source.assert_topic_equals_table("tweets", "tweet_id")
@@ -240,10 +284,7 @@ def test_a_topic_that_was_deleted_under_its_cursor_is_noticed(source: Source, da
     source.run(insert_tweets(1, 50))
     source.wait_published("tweets")
     capture.terminate()
-    topic = f"{source.prefix}.public.tweets"
-    client = AdminClient({"bootstrap.servers": source.bootstrap_servers})
-    client.delete_topics([topic])[topic].result()
-    wait_until(lambda: topic not in client.list_topics(timeout=10).topics, what="the topic's end")
+    delete_topic(source.bootstrap_servers, source.topic_name("tweets"))
     second = daemon("cdc", "run")
     assert second.wait() == 1
     assert "was deleted and made anew" in second.log_text()
@@ -265,6 +306,22 @@ def test_tables_come_and_go_while_it_runs(source: Source, daemon: Daemons) -> No
     )
     source.wait_published("tweets", "likes")
     source.assert_topic_equals_table("likes", "like_id")
+
+
+@pytest.mark.newest_postgres
+def test_a_watermark_is_measured_as_long_as_its_table_is_attached(source: Source, daemon: Daemons) -> None:
+    source.attach("users", "tweets")
+    capture = daemon("cdc", "run")
+    tables = {"public.users", "public.tweets"}
+    wait_until(lambda: _watermarks_measured(capture) == tables, what="both watermarks")
+    source.run("SELECT cdc.detach('viewkeeper', 'public', 'users')")
+    wait_until(lambda: _watermarks_measured(capture) == {"public.tweets"}, what="the end of one")
+
+
+def _watermarks_measured(capture: Daemon) -> set[str]:
+    """Return the tables whose watermark a process shows."""
+    metrics = httpx.get(f"http://127.0.0.1:{capture.health_port}/metrics").text
+    return set(re.findall(r'^viewkeeper_cdc_watermark_timestamp_seconds{table="(.*)"}', metrics, re.MULTILINE))
 
 
 def test_odd_names_and_keys(source: Source, daemon: Daemons) -> None:
@@ -310,6 +367,17 @@ def test_another_history_of_the_source_is_noticed(source: Source, daemon: Daemon
 
 
 @pytest.mark.newest_postgres
+def test_c7_another_history_under_a_running_capture_is_noticed(source: Source, daemon: Daemons) -> None:
+    """Its next flush would write the mark anew, and nothing would tell of the other history any more."""
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.wait_published("tweets")
+    source.run("UPDATE cdc.capture SET pending_token = 'restored', published_token = 'from a backup'")
+    assert capture.wait() == 1
+    assert "another history" in capture.log_text().splitlines()[-1]
+
+
+@pytest.mark.newest_postgres
 def test_a_topic_with_records_but_no_cursor_is_refused(source: Source, daemon: Daemons) -> None:
     source.attach("tweets")
     capture = daemon("cdc", "run")
@@ -321,6 +389,22 @@ def test_a_topic_with_records_but_no_cursor_is_refused(source: Source, daemon: D
     second = daemon("cdc", "run")
     assert second.wait() == 1
     assert "has records, but the cursor knows nothing" in second.log_text()
+
+
+@pytest.mark.newest_postgres
+def test_c8_a_topic_with_records_beside_a_lost_cursor_topic_is_refused(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.run(insert_tweets(1, 3))
+    source.wait_published("tweets")
+    capture.terminate()
+    published = source.topic("tweets").next_offsets
+    delete_topic(source.bootstrap_servers, f"{source.prefix}.cursor")
+    source.run("DELETE FROM tweets WHERE tweet_id = 1")
+    second = daemon("cdc", "run")
+    assert second.wait() == 1
+    assert "has records, but the cursor knows nothing" in second.log_text()
+    assert source.topic("tweets").next_offsets == published
 
 
 def test_a_key_may_be_a_domain_over_an_enum(source: Source, daemon: Daemons) -> None:
@@ -341,12 +425,7 @@ def test_a_key_may_be_a_domain_over_an_enum(source: Source, daemon: Daemons) -> 
 
 
 def test_a_key_that_a_view_shows_twice_hides_none_that_is_gone(source: Source, daemon: Daemons) -> None:
-    source.run(
-        "CREATE TABLE words (id bigint, word text)",
-        "INSERT INTO words VALUES (1, 'one'), (2, 'two')",
-        "CREATE VIEW shown AS TABLE words",
-        "SELECT cdc.attach('viewkeeper', 'shown', NULL, '{id}')",
-    )
+    attach_words_view(source)
     daemon("cdc", "run")
     source.wait_published("shown")
     source.run(

@@ -15,7 +15,7 @@ from runtime.registry import Registry
 from runtime.settings import CdcSettings
 from tests.daemons import Daemons
 from tests.integration.captured_source import Source, insert_tweets, tombstones
-from tests.integration.test_capture_schema import delete_topic
+from tests.topics import delete_topic
 from tests.waiting import wait_until
 
 # Slow, and nothing that a version of Postgres could change.
@@ -93,6 +93,21 @@ def test_a_column_that_is_added_is_version_two_and_one_that_changes_its_type_sto
     tweets.wait_exact("tweets")
 
 
+def test_a_subject_that_takes_any_schema_is_warned_of_at_the_start(
+    tweets: Source, daemon: Daemons, avro: dict[str, str], client: SchemaRegistryClient
+) -> None:
+    capture = daemon("cdc", "run", settings=avro)
+    tweets.wait_exact("tweets")
+    assert capture.terminate() == 0
+    assert not capture.logged("schemas_not_compared")
+    subject = f"{tweets.topic_name('tweets')}-value"
+    client.set_compatibility(subject, "NONE")
+    warned = daemon("cdc", "run", settings=avro).wait_logged("schemas_not_compared")
+    assert (warned["subject"], warned["level"]) == (subject, "warning")
+    assert "to BACKWARD" in warned["advice"]
+    tweets.wait_exact("tweets")
+
+
 def test_a_registry_that_is_away_is_waited_for(source: Source, daemon: Daemons, tmp_path: Path) -> None:
     source.run(insert_tweets(1, 50))
     source.attach("tweets")
@@ -125,7 +140,7 @@ def test_c11_another_encoding_stops_it_and_the_steps_that_it_names_work(
     assert refused.wait(60) == 1
     assert f"topic {topic} was written with VIEWKEEPER_ENCODING=avro and key schema " in refused.log_text()
     assert f"delete topic {topic}, then run: viewkeeper-cdc snapshot public.tweets" in refused.log_text()
-    delete_topic(tweets, "tweets")
+    delete_topic(tweets.bootstrap_servers, tweets.topic_name("tweets"))
     assert daemon("cdc", "snapshot", "tweets").wait() == 0
     plain = daemon("cdc", "run")
     tweets.as_json = bytes

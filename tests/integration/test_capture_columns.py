@@ -65,6 +65,7 @@ def test_masked_columns_leave_as_a_keyed_hash_of_their_text(source: Source, daem
     }
 
 
+@pytest.mark.newest_postgres
 def test_with_masks_alone_the_columns_of_now_leave(source: Source, daemon: Daemons) -> None:
     names = [
         name
@@ -82,6 +83,7 @@ def test_with_masks_alone_the_columns_of_now_leave(source: Source, daemon: Daemo
     assert row["username"] == _hash("ann", OTHER_KEY)
 
 
+@pytest.mark.newest_postgres
 def test_masks_want_their_key_and_another_key_reads_the_table_anew(source: Source, daemon: Daemons) -> None:
     source.run("INSERT INTO users (user_id, username) VALUES (1, 'ann'), (2, 'bob')")
     _attach(source, ("user_id", "username"), ("username",))
@@ -97,6 +99,7 @@ def test_masks_want_their_key_and_another_key_reads_the_table_anew(source: Sourc
     assert [row["username"] for row in _rows(source).values()] == [_hash("ann", OTHER_KEY), _hash("bob", OTHER_KEY)]
 
 
+@pytest.mark.newest_postgres
 def test_w6_the_role_that_captures_sees_listed_columns_alone(source: Source, daemon: Daemons) -> None:
     source.run("INSERT INTO users (user_id, username, location) VALUES (1, 'ann', 'here')")
     with _captor(source) as url:
@@ -124,6 +127,7 @@ def _captor(source: Source) -> Iterator[str]:
         yield source.url.replace(f"{conninfo_to_dict(source.url)['user']}@", f"{role}@", 1)
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize(
     ("columns", "masks", "complaint"),
     [
@@ -141,6 +145,7 @@ def test_columns_that_cannot_be_listed_or_masked_are_refused(
         attach(source.connection, CAPTURE, USERS, where="test", columns=columns, masks=masks)
 
 
+@pytest.mark.newest_postgres
 def test_attached_otherwise_is_said_and_detach_leaves_nothing(source: Source) -> None:
     _attach(source, ("user_id", "name"), ("name",))
     assert not attach(source.connection, CAPTURE, USERS, where="test", columns=("name", "user_id"))
@@ -151,6 +156,7 @@ def test_attached_otherwise_is_said_and_detach_leaves_nothing(source: Source) ->
     assert source.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'rows\\_%'") == 0
 
 
+@pytest.mark.newest_postgres
 def test_a_view_of_the_columns_that_was_dropped_stops_it_with_steps(source: Source, daemon: Daemons) -> None:
     _attach(source, ("user_id", "name"))
     capture = daemon("cdc", "run")
@@ -166,6 +172,7 @@ def test_a_view_of_the_columns_that_was_dropped_stops_it_with_steps(source: Sour
     )
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize(
     "renamings",
     [

@@ -1,20 +1,14 @@
 """The capture's rules against silent loss and invention, each held against the thing itself."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
-from itertools import count
-from pathlib import Path
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
 from confluent_kafka import Producer
 from structlog.testing import capture_logs
 
@@ -28,76 +22,14 @@ from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import TriggerSource
 from cdc.wire import TableName
 from compose.local.kafka import KafkaBroker
-from compose.local.postgres import postgres as run_postgres
 from runtime.kafka import admin
 from runtime.postgres import connect
 from runtime.settings import CdcSettings
 from runtime.stop import Stop
-from tests.daemons import ROOT, Daemons
-from tests.topic_reader import read_changelog
 from tests.waiting import wait_until
 
 TWEETS = TableName("public", "tweets")
 STRESS_SECONDS = 3.0
-
-
-@pytest.fixture
-def own_postgres_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("own-postgres")
-
-
-def test_c6_what_was_published_survives_a_crash_of_the_source(
-    own_postgres_dir: Path,
-    postgres_binaries: Path,
-    topic_prefix: str,
-    kafka: KafkaBroker,
-    daemon: Daemons,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Writers with synchronous_commit=off commit without a flush; what was published of them must be on disk."""
-    with run_postgres(own_postgres_dir, binaries=postgres_binaries) as server:
-        url = server.url()
-        monkeypatch.setenv("VIEWKEEPER_SOURCE_URL", url)
-        for section in ("source", "demo"):
-            command.upgrade(Config(ROOT / "alembic.ini", ini_section=section), "head")
-        with connect(url, name="test") as session:
-            # The writer of WAL would flush it by itself within 0.6 s.
-            session.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
-            session.execute("SELECT pg_reload_conf()")
-            attach(session, "viewkeeper", TWEETS, where="test")
-        daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": url})
-        wait_until(lambda: _is_complete(kafka, topic_prefix), what="the first snapshot")
-        with ThreadPoolExecutor(1) as executor:
-            executor.submit(_write_without_flush, url)
-            wait_until(lambda: len(_published(kafka, topic_prefix)) > 100, what="a hundred published rows")
-            os.kill(server.pid, signal.SIGKILL)
-    published = _published(kafka, topic_prefix)
-    with (
-        run_postgres(own_postgres_dir, binaries=postgres_binaries) as server,
-        connect(server.url(), name="test") as session,
-    ):
-        kept = {row[0] for row in session.execute("SELECT tweet_id FROM tweets")}
-    assert published - kept == set()
-
-
-def _write_without_flush(url: str) -> None:
-    with connect(url, name="test", settings={"synchronous_commit": "off"}) as session:
-        for key in count(1):
-            try:
-                session.execute("INSERT INTO tweets (tweet_id) VALUES (%s)", (key,))
-            except psycopg.OperationalError:
-                return
-
-
-def _published(kafka: KafkaBroker, prefix: str) -> set[int]:
-    return {
-        row["tweet_id"] for row in read_changelog(kafka.bootstrap_servers, f"{prefix}.public.tweets").rows().values()
-    }
-
-
-def _is_complete(kafka: KafkaBroker, prefix: str) -> bool:
-    values = read_changelog(kafka.bootstrap_servers, f"{prefix}.cursor").values
-    return any(b'"complete":true' in value for value in values.values())
 
 
 @pytest.mark.newest_postgres

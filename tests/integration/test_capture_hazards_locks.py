@@ -1,5 +1,7 @@
 """C1: a table that is being rewritten is not read as empty, and holds up no other table."""
 
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,6 +13,7 @@ from cdc.rounds import Keys
 from cdc.session import SESSION
 from cdc.tables import CapturedTable, captured_tables
 from cdc.triggers import TriggerSource
+from compose.local.kafka import kafka as run_kafka
 from runtime.postgres import connect
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets, tombstones
@@ -96,6 +99,37 @@ def test_c1_the_snapshot_is_fixed_once_the_table_is_locked(source: Source, read_
     rows = [row for _, row in page.changes]
     assert None not in rows
     assert len(rows) == (0 if read_by == "batch_of_a_sweep" else 3)
+
+
+def test_no_table_stays_locked_while_kafka_is_asked_for_anything(
+    source_url: str, topic_prefix: str, daemon: Daemons, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Somebody's ALTER TABLE would wait behind that lock, and all writers behind the ALTER TABLE."""
+    own_kafka = run_kafka(tmp_path_factory.mktemp("own-kafka"))
+    with own_kafka as broker, connect(source_url, name="test") as connection:
+        source = Source(connection, source_url, broker, topic_prefix)
+        source.attach("tweets")
+        source.run(insert_tweets(1, 10))
+        daemon("cdc", "run", settings={"VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": source.bootstrap_servers})
+        source.wait_exact("tweets")
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            # What its topic holds is to be looked up, up to an end that the broker knows.
+            source.run("TRUNCATE tweets", insert_tweets(11, 20))
+            assert wait_until(lambda: _stands_still(source), what="a reader that waits for Kafka") == "idle"
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        source.wait_exact("tweets")
+        assert source.topic("tweets").rows().keys() == {f'{{"tweet_id":{number}}}' for number in range(11, 21)}
+
+
+def _stands_still(source: Source) -> object:
+    """Return the state of the session that reads rows, once it has not changed for two seconds."""
+    return source.value(
+        "SELECT max(state) FILTER (WHERE state_change < clock_timestamp() - interval '2 seconds') "
+        "FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()",
+        f"viewkeeper-cdc {CAPTURE}",
+    )
 
 
 def _waits_for_a_lock(source: Source, backend: int) -> bool:

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from cdc.pruning import prune
+from cdc.pruning import empty, prune
 from cdc.session import SESSION
 from cdc.tables import captured_tables
 from runtime.postgres import connect
@@ -34,11 +34,12 @@ def tweets(source: Source) -> Source:
 def test_c13_a_part_is_emptied_only_once_it_is_published(tweets: Source) -> None:
     before = _snapshot(tweets)
     tweets.run(insert_tweets(1, 10))
+    tweets.lead("the leader")
     with closing(connect(tweets.url, name="test", settings=SESSION)) as session:
         (table,) = captured_tables(session, CAPTURE)
 
         def pruned(snapshot: str) -> int:
-            prune(session, table, published_snapshot=snapshot, switch_bytes=1, where="test")
+            prune(session, table, published_snapshot=snapshot, switch_bytes=1, leader="the leader", where="test")
             return _part_bytes(tweets, 0)
 
         written = _part_bytes(tweets, 0)
@@ -46,6 +47,39 @@ def test_c13_a_part_is_emptied_only_once_it_is_published(tweets: Source) -> None
         assert [pruned(before), pruned(before)] == [written, written]
         assert _active_part(tweets) == 1
         assert pruned(_snapshot(tweets)) == 0
+
+
+def test_c13_a_leader_of_before_empties_nothing(tweets: Source) -> None:
+    tweets.run(insert_tweets(1, 10))
+    before = tweets.value("SELECT pruned_snapshot::text FROM cdc.captured_table")
+    with closing(connect(tweets.url, name="test", settings=SESSION)) as session:
+        (table,) = captured_tables(session, CAPTURE)
+
+        def emptied(leader: str) -> int:
+            # By what it knows the table waits: its successor may have begun with it.
+            empty(session, table, leader="of before", where="test")
+            prune(session, table, published_snapshot=_snapshot(tweets), switch_bytes=1, leader=leader, where="test")
+            return _part_bytes(tweets, 0)
+
+        written = _part_bytes(tweets, 0)
+        tweets.lead("its successor")
+        assert [emptied("of before"), emptied("of before")] == [written, written]
+        assert _active_part(tweets) == 1
+        assert tweets.value("SELECT pruned_snapshot::text FROM cdc.captured_table") == before
+        assert emptied("its successor") == 0
+
+
+def test_c13_whoever_holds_a_tables_entry_keeps_tidying_alone_waiting(tweets: Source, daemon: Daemons) -> None:
+    tweets.run("UPDATE cdc.captured_table SET log_limit_bytes = 123456789")
+    with tweets.session() as mover:
+        mover.execute("SELECT FROM cdc.captured_table FOR UPDATE")
+        capture = daemon("cdc", "run")
+        for tweet in range(1, 6):
+            tweets.run(insert_tweets(tweet, tweet))
+            tweets.wait_exact("tweets")
+    limit = "SELECT log_limit_bytes FROM cdc.captured_table"
+    wait_until(lambda: tweets.value(limit) != 123456789, what="the capture's limit")
+    assert not capture.logged("retrying")
 
 
 def test_c13_a_prepared_transaction_holds_up_neither_writers_nor_rounds(tweets: Source, daemon: Daemons) -> None:
@@ -147,6 +181,8 @@ def test_c13_a_capture_that_keeps_up_never_reaches_its_limit(tweets: Source, dae
     for first in range(1, 16_000, 1_000):
         tweets.run(insert_tweets(first, first + 999))
         tweets.wait_published("tweets")
+        # A part takes half a mebibyte, and pruning has its turn each two seconds: published is not yet pruned.
+        wait_until(lambda: _part_bytes(tweets, _active_part(tweets)) < MEBIBYTE / 4, what="room in the log")
     assert capture.logged("to_be_read_anew") == []
     tweets.wait_exact("tweets")
 

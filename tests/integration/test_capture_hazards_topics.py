@@ -1,5 +1,6 @@
 """C9 and C17: a standby that touches nothing, and topics that are changed under a running capture."""
 
+import itertools
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ from runtime.postgres import connect
 from runtime.stop import Stop
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
+from tests.topics import delete_topic
 from tests.waiting import wait_until
 
 # Slow, and nothing that a version of Postgres could change.
@@ -108,11 +110,34 @@ def test_c17_partitions_added_while_it_runs_stop_it_and_the_steps_work(tweets: S
     again = daemon("cdc", "run")
     assert again.wait() == 1
     assert f"topic {topic} has 9 partitions, and had 6" in again.log_text()
-    _delete(client, topic)
+    delete_topic(tweets.bootstrap_servers, topic)
     _request_snapshot(tweets)
     tweets.run("DELETE FROM tweets WHERE tweet_id = 1", insert_tweets(11, 12))
     daemon("cdc", "run")
     tweets.wait_exact("tweets")
+
+
+def test_c17_records_that_reach_a_partition_before_it_is_looked_for_stop_it_as_well(
+    tweets: Source, daemon: Daemons
+) -> None:
+    capture = daemon("cdc", "run", settings={"VIEWKEEPER_KAFKA_TOPIC_METADATA_REFRESH_INTERVAL_MS": "100"})
+    tweets.wait_exact("tweets")
+    client, topic = AdminClient({"bootstrap.servers": tweets.bootstrap_servers}), tweets.topic_name("tweets")
+    client.create_partitions([NewPartitions(topic, 9)])[topic].result()
+    ids = itertools.count(1000, 100)
+
+    def is_over() -> bool:
+        first = next(ids)
+        tweets.run(insert_tweets(first, first + 99))
+        return not capture.is_running()
+
+    wait_until(is_over, what="its end")
+    assert capture.wait() == 1
+    assert f"topic {topic} has 9 partitions, and had 6" in capture.log_text()
+    assert [line["reason"] for line in capture.logged("retrying")] in (
+        [],
+        [f"topic {topic} has more partitions than the cursor knows of"],
+    )
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["idle", "written_to"])
@@ -121,8 +146,8 @@ def test_c17_a_topic_deleted_while_it_runs_stops_it_and_the_steps_work(
 ) -> None:
     capture = daemon("cdc", "run")
     tweets.wait_exact("tweets")
-    client, topic = AdminClient({"bootstrap.servers": tweets.bootstrap_servers}), tweets.topic_name("tweets")
-    _delete(client, topic)
+    topic = tweets.topic_name("tweets")
+    delete_topic(tweets.bootstrap_servers, topic)
     if written:
         tweets.run(insert_tweets(11, 20))
     assert capture.wait() == 1, "it does not wait for the producer, which tries for half a minute"
@@ -131,11 +156,6 @@ def test_c17_a_topic_deleted_while_it_runs_stops_it_and_the_steps_work(
     _request_snapshot(tweets)
     daemon("cdc", "run")
     tweets.wait_exact("tweets")
-
-
-def _delete(client: AdminClient, topic: str) -> None:
-    client.delete_topics([topic])[topic].result()
-    wait_until(lambda: topic not in client.list_topics(timeout=10).topics, what="the topic's end")
 
 
 def _request_snapshot(source: Source) -> None:

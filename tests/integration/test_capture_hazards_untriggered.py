@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.daemons import Daemons
-from tests.integration.captured_source import Source, insert_tweets, tombstones
+from tests.integration.captured_source import Source, attach_words_view, insert_tweets, tombstones
 from tests.waiting import wait_until
 
 # What changes the rows of a table without a trigger that fires; each has a table of its own, with all columns that the
@@ -18,6 +18,8 @@ UNTRIGGERED = {
     "added_default": "ALTER TABLE {table} ADD COLUMN note text DEFAULT 'new'",
     "added_volatile_default": "ALTER TABLE {table} ADD COLUMN noted_at timestamptz DEFAULT clock_timestamp()",
     "altered_type": "ALTER TABLE {table} ALTER COLUMN number TYPE text USING 'number ' || number",
+    # Times in UTC are the same bits: no file is written.
+    "altered_type_in_place": "ALTER TABLE {table} ALTER COLUMN seen_at TYPE timestamptz",
     "altered_to_its_own_type": "ALTER TABLE {table} ALTER COLUMN text TYPE text USING text || '!'",
     "dropped_column": "ALTER TABLE {table} DROP COLUMN number",
     "renamed_column": "ALTER TABLE {table} RENAME COLUMN text TO words",
@@ -39,6 +41,8 @@ TYPES = (
     "CREATE TYPE place AS (city text, number integer)",
     "CREATE TYPE street AS (name text)",
     "CREATE TYPE address AS (street street, number integer)",
+    "ALTER TABLE altered_type_in_place ADD COLUMN seen_at timestamp",
+    "UPDATE altered_type_in_place SET seen_at = '2026-01-01'",
     # A default of a new column would be part of what the table looks like, with its label.
     "ALTER TABLE label ADD COLUMN value mood",
     "ALTER TABLE domain ADD COLUMN value taste",
@@ -165,6 +169,25 @@ def test_c2_another_expression_of_a_virtual_column_is_published(source: Source, 
     source.wait_exact("sums")
     source.run("ALTER TABLE sums ALTER COLUMN double SET EXPRESSION AS (id + id + 1)")
     source.wait_exact("sums")
+
+
+@pytest.mark.newest_postgres
+def test_c2_another_query_of_a_view_is_published(source: Source, daemon: Daemons) -> None:
+    attach_words_view(source)
+    daemon("cdc", "run")
+    source.wait_exact("shown")
+    source.run("CREATE OR REPLACE VIEW shown AS SELECT id, upper(word) AS word FROM words")
+    source.wait_exact("shown")
+
+
+@pytest.mark.newest_postgres
+def test_c2_a_truncate_explains_its_new_file_and_costs_a_sweep_alone(tweets: Source, daemon: Daemons) -> None:
+    capture = daemon("cdc", "run")
+    tweets.wait_exact("tweets")
+    tweets.run("TRUNCATE tweets", insert_tweets(1001, 1010))
+    tweets.wait_exact("tweets")
+    assert len(capture.logged("ghost_sweep")) == 1
+    assert len(capture.logged("snapshot_begins")) == 1
 
 
 def test_c2_a_truncate_that_sees_fewer_keys_than_it_deletes(tweets: Source, daemon: Daemons) -> None:

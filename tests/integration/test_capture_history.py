@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -77,12 +78,58 @@ def test_a_database_restored_from_an_older_copy_is_refused_or_read_anew(
     name = str(conninfo_to_dict(source.url)["dbname"])
     with _copied(postgres, name) as copy:
         _publish(source, daemon, "UPDATE counted SET version = 2 WHERE id <= 2", "INSERT INTO counted VALUES (101, 2)")
-        with psycopg.connect(postgres.url(), autocommit=True) as session:
-            session.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
-            session.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(copy), Identifier(name)))
+        _replace(postgres, name, copy)
         source.run("UPDATE counted SET version = 3 WHERE id = 3", "DELETE FROM counted WHERE id = 4")
         _assert_refused(source, daemon, "another history")
         _assert_read_anew(source, daemon)
+
+
+def test_a_table_that_is_left_out_meanwhile_is_read_anew_once_it_is_captured_again(
+    source: CapturedSource, postgres: PostgresServer, daemon: Daemons
+) -> None:
+    """The next cursor has a mark of the new history, and would vouch for a position of the old one."""
+    source.run("CREATE TABLE others (id bigint PRIMARY KEY)", "INSERT INTO others SELECT generate_series(1, 10)")
+    source.attach("public.others")
+    _publish(source, daemon, "UPDATE counted SET version = 1 WHERE id = 1")
+    name = str(conninfo_to_dict(source.url)["dbname"])
+    with _copied(postgres, name) as copy:
+        capture = daemon("cdc", "run")
+        source.run("INSERT INTO others VALUES (11)")
+        source.wait_published([TABLE, "public.others"])
+        assert capture.terminate() == 0
+        _replace(postgres, name, copy)
+        source.run("INSERT INTO others VALUES (12)")
+        capture = daemon("cdc", "run", settings={**READ_ANEW, "VIEWKEEPER_CDC_TABLES": TABLE})
+        source.wait_published([TABLE])
+        assert capture.terminate() == 0
+        daemon("cdc", "run")
+        source.wait_published([TABLE, "public.others"])
+        source.assert_topics_equal_tables()
+
+
+@pytest.mark.parametrize("attached", [[], ["public.others"]], ids=["nothing", "another_table"])
+def test_another_database_under_the_same_name_is_refused_though_it_has_none_of_the_cursors_tables(
+    source: CapturedSource, postgres: PostgresServer, daemon: Daemons, attached: list[str]
+) -> None:
+    """It would write a cursor without them, and the right database could not go on from that."""
+    name = str(conninfo_to_dict(source.url)["dbname"])
+    with _copied(postgres, name) as copy:
+        _publish(source, daemon, "UPDATE counted SET version = 1 WHERE id = 1")
+        other = replace(source, url=postgres.url(copy))
+        other.run("SELECT cdc.detach(capture, table_schema, table_name) FROM cdc.captured_table")
+        other.run("CREATE TABLE others (id bigint PRIMARY KEY)", "INSERT INTO others SELECT generate_series(1, 10)")
+        if attached:
+            other.attach(*attached)
+        _assert_refused(other, daemon, f"{TABLE}, which that knows, is not attached here")
+    _publish(source, daemon, "UPDATE counted SET version = 2 WHERE id = 2")
+    source.assert_topics_equal_tables()
+
+
+def _replace(postgres: PostgresServer, name: str, copy: str) -> None:
+    """Put a copy in a database's place."""
+    with psycopg.connect(postgres.url(), autocommit=True) as session:
+        session.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+        session.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(copy), Identifier(name)))
 
 
 @contextmanager

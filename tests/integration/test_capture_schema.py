@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from tests.daemons import Daemons
 from tests.integration.captured_source import Source, insert_tweets
-from tests.waiting import wait_until
+from tests.topics import delete_topic
 
 CHANGES = {
     "added": "ALTER TABLE tweets ADD COLUMN note text DEFAULT 'new'",
@@ -122,7 +121,7 @@ def test_c11_a_changed_key_stops_it_and_the_steps_that_it_names_work(
     assert "detach public.tweets, delete its topic, run: viewkeeper-cdc attach public.tweets" in complaint
     assert {row.keys() >= {"tweet_id"} for row in tweets.topic("tweets").rows().values()} == {True}
     _command(daemon, "detach", "public.tweets")
-    delete_topic(tweets, "tweets")
+    delete_topic(tweets.bootstrap_servers, tweets.topic_name("tweets"))
     _command(daemon, "attach", "public.tweets")
     daemon("cdc", "run")
     tweets.wait_exact("tweets")
@@ -153,7 +152,7 @@ def test_c11_a_renamed_label_in_a_key_stops_it_and_the_steps_that_it_names_work(
     if undone:
         source.run("ALTER TYPE mood RENAME VALUE 'angry' TO 'mad'")
     else:
-        delete_topic(source, "moods")
+        delete_topic(source.bootstrap_servers, source.topic_name("moods"))
     _command(daemon, "snapshot", "moods")
     daemon("cdc", "run")
     source.wait_exact("moods")
@@ -180,35 +179,65 @@ def test_a_label_that_was_renamed_and_back_is_said_to_want_a_snapshot(source: So
 
 
 @pytest.mark.newest_postgres
-def test_c11_a_table_attached_with_another_key_stops_it_and_the_steps_work(tweets: Source, daemon: Daemons) -> None:
+def test_c11_a_label_renamed_while_its_table_was_detached_stops_it(source: Source, daemon: Daemons) -> None:
+    source.run(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad')",
+        "CREATE TABLE moods (mood mood PRIMARY KEY)",
+        "INSERT INTO moods VALUES ('sad'), ('glad')",
+    )
+    source.attach("moods")
     capture = daemon("cdc", "run")
-    tweets.wait_exact("tweets")
+    source.wait_exact("moods")
     assert capture.terminate() == 0
-    _command(daemon, "detach", "public.tweets")
-    tweets.run("ALTER TABLE tweets DROP CONSTRAINT tweets_pkey, ADD PRIMARY KEY (tweet_id, user_id)")
-    _command(daemon, "attach", "public.tweets")
-    records = len(tweets.topic("tweets").records)
+    _command(daemon, "detach", "moods")
+    source.run("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'")
+    _command(daemon, "attach", "moods")
+    _command(daemon, "snapshot", "moods")
+    records = len(source.topic("moods").records)
     capture = daemon("cdc", "run")
     assert capture.wait() == 1
-    topic, complaint = tweets.topic_name("tweets"), capture.log_text()
-    assert "public.tweets has the key (tweet_id integer, user_id integer)" in complaint
-    assert f"topic {topic} was written with (tweet_id integer)" in complaint
-    assert f"detach public.tweets, delete topic {topic}, attach it anew" in complaint
-    assert len(tweets.topic("tweets").records) == records
+    assert "public.moods: label sad of an enum in its key was renamed" in capture.log_text()
+    assert len(source.topic("moods").records) == records
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("DROP CONSTRAINT tweets_pkey, ADD PRIMARY KEY (tweet_id)", "tweet_id integer"),
+        ("DROP CONSTRAINT tweets_pkey, ADD PRIMARY KEY (user_id, tweet_id)", "user_id integer, tweet_id integer"),
+        ("ALTER COLUMN tweet_id TYPE text", "tweet_id text, user_id integer"),
+    ],
+    ids=["other_columns", "other_order", "other_type"],
+)
+def test_c11_a_table_attached_with_another_key_stops_it_and_the_steps_work(
+    source: Source, daemon: Daemons, change: str, key: str
+) -> None:
+    source.run(
+        "ALTER TABLE tweets DROP CONSTRAINT tweets_pkey, ADD PRIMARY KEY (tweet_id, user_id)", insert_tweets(1, 50)
+    )
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.wait_exact("tweets")
+    assert capture.terminate() == 0
     _command(daemon, "detach", "public.tweets")
-    delete_topic(tweets, "tweets")
+    source.run(f"ALTER TABLE tweets {change}")
+    _command(daemon, "attach", "public.tweets")
+    records = len(source.topic("tweets").records)
+    capture = daemon("cdc", "run")
+    assert capture.wait() == 1
+    topic, complaint = source.topic_name("tweets"), capture.log_text()
+    assert f"public.tweets has the key ({key})" in complaint
+    assert f"topic {topic} was written with (tweet_id integer, user_id integer)" in complaint
+    assert f"detach public.tweets, delete topic {topic}, attach it anew" in complaint
+    assert len(source.topic("tweets").records) == records
+    _command(daemon, "detach", "public.tweets")
+    delete_topic(source.bootstrap_servers, source.topic_name("tweets"))
     _command(daemon, "attach", "public.tweets")
     _command(daemon, "snapshot", "public.tweets")
     daemon("cdc", "run")
-    tweets.wait_exact("tweets")
+    source.wait_exact("tweets")
 
 
 def _command(daemon: Daemons, *words: str) -> None:
     assert daemon("cdc", *words).wait() == 0
-
-
-def delete_topic(source: Source, table: str) -> None:
-    """Delete a table's topic, and wait until it is gone."""
-    client, topic = AdminClient({"bootstrap.servers": source.bootstrap_servers}), source.topic_name(table)
-    client.delete_topics([topic])[topic].result()
-    wait_until(lambda: topic not in client.list_topics(timeout=10).topics, what="the topic's end")

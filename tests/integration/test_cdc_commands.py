@@ -31,6 +31,7 @@ def test_attach_is_idempotent_and_detach_takes_it_back(source_url: str, daemon: 
         assert left == []
 
 
+@pytest.mark.newest_postgres
 def test_attach_and_detach_print_one_json_object(settings_env: dict[str, str]) -> None:
     def tables(*arguments: str) -> list[tuple[str, bool]]:
         found = json.loads(standard_output(settings_env, "cdc", *arguments, "--json"))
@@ -42,6 +43,7 @@ def test_attach_and_detach_print_one_json_object(settings_env: dict[str, str]) -
     assert tables("detach", "users", "likes") == [("public.users", True), ("public.likes", False)]
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize(
     ("definition", "complaint"),
     [
@@ -62,11 +64,15 @@ def test_a_table_that_cannot_be_captured_is_refused(
     assert complaint in attach.log_text()
 
 
+@pytest.mark.newest_postgres
 def test_level_and_key_are_options_of_attach(source_url: str, daemon: Daemons) -> None:
     with psycopg.connect(source_url, autocommit=True) as session:
         session.execute("CREATE VIEW busy AS SELECT user_id, text FROM tweets")
         assert daemon("cdc", "attach", "tweets", "users", "--level", "row").wait() == 0
-        assert daemon("cdc", "attach", "busy", "--key", "text, user_id").wait() == 0
+        attach = daemon("cdc", "attach", "busy", "--key", "text, user_id")
+        assert attach.wait() == 0
+        assert "public.busy: a view has no triggers" in attach.log_text()
+        assert "SELECT cdc.log_changes('public.busy', '{keys}')" in attach.log_text()
         captured = session.execute(
             "SELECT table_name, kind, level, key_columns FROM cdc.captured_table ORDER BY id"
         ).fetchall()
@@ -77,6 +83,7 @@ def test_level_and_key_are_options_of_attach(source_url: str, daemon: Daemons) -
     ]
 
 
+@pytest.mark.newest_postgres
 def test_attach_without_a_table_takes_those_of_the_file(source_url: str, daemon: Daemons, tmp_path: Path) -> None:
     file = tmp_path / "tables.toml"
     file.write_text('[[table]]\nname = "users"\n[[table]]\nname = "public.tweets"\nlevel = "row"\nkey = ["tweet_id"]\n')
@@ -109,6 +116,7 @@ def test_wrong_options_of_attach_are_named(daemon: Daemons, arguments: tuple[str
     assert complaint in " ".join(attach.log_text().split())
 
 
+@pytest.mark.newest_postgres
 def test_attach_waits_for_a_lock_without_making_writers_wait(source_url: str, daemon: Daemons) -> None:
     with psycopg.connect(source_url) as holder, psycopg.connect(source_url, autocommit=True) as writer:
         holder.execute("INSERT INTO tweets VALUES (1)")
@@ -129,6 +137,7 @@ def test_a_missing_setting_is_named(daemon: Daemons) -> None:
     assert "VIEWKEEPER_CDC_POLL_SECONDS is wrong" in capture.log_text()
 
 
+@pytest.mark.newest_postgres
 def test_a_missing_migration_names_the_whole_command(postgres: PostgresServer, daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": postgres.url()})
     assert capture.wait() == 2
@@ -136,6 +145,7 @@ def test_a_missing_migration_names_the_whole_command(postgres: PostgresServer, d
     assert "alembic.ini -n source upgrade head" in capture.log_text()
 
 
+@pytest.mark.newest_postgres
 def test_a_refused_login_stops_at_once(source_url: str, daemon: Daemons) -> None:
     stranger = source_url.replace(f"{conninfo_to_dict(source_url)['user']}@", "stranger@")
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_SOURCE_URL": stranger})
@@ -166,6 +176,7 @@ def test_an_unreachable_database_is_waited_for(daemon: Daemons) -> None:
     assert capture.terminate() == 0
 
 
+@pytest.mark.newest_postgres
 def test_a_table_that_is_not_attached_is_named(daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_TABLES": "public.tweets"})
     assert capture.wait() == 2

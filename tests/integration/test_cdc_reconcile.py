@@ -122,6 +122,19 @@ def test_c5_the_running_capture_repairs_what_differs(planted: Source, reconcile:
     assert counts(reconcile.json("tweets")["public.tweets"]) == {"compared": 300, "equal": 300}
 
 
+def test_c5_what_cannot_be_asked_of_the_capture_is_not_published(planted: Source, reconcile: Reconcile) -> None:
+    """Two publishers could publish an older image after a newer one."""
+    before = planted.topic("tweets").next_offsets
+    with planted.session() as holder:
+        # The capture reads on, and nobody can log a key.
+        holder.execute("LOCK TABLE cdc.log_1_0, cdc.log_1_1 IN SHARE MODE")
+        command = reconcile.begin("tweets", "--json")
+        assert command.wait(60) == 1
+        assert "function cdc.log_keys" in command.log_text()
+        planted.wait_published("tweets")
+        assert planted.topic("tweets").next_offsets == before
+
+
 def test_the_text_names_counts_and_the_first_keys(planted: Source, reconcile: Reconcile) -> None:
     put(planted, "tweets", {f'{{"tweet_id":{number}}}'.encode(): None for number in range(101, 151)})
     dry = reconcile.begin("tweets", "--dry-run", COLUMNS="80")

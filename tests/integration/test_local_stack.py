@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 
 from compose.local.errors import LocalSettingError, LocalStackError
+from compose.local.folder import held
 from compose.local.kafka import READY_TIMEOUT_SECONDS, KafkaBroker
 from compose.local.kafka import kafka as run_kafka
 from compose.local.postgres import PostgresServer
@@ -119,13 +120,11 @@ def test_both_servers_keep_their_data_over_a_restart_and_leave_no_process(tmp_pa
     assert cluster_ids[0] == cluster_ids[1]
 
 
-def test_a_second_copy_on_the_same_folder_is_refused(postgres: PostgresServer, kafka: KafkaBroker) -> None:
-    with (
-        pytest.raises(LocalSettingError, match=f"in use by process {os.getpid()}"),
-        run_postgres(postgres.data_dir.parent),
-    ):
+def test_a_second_copy_on_the_same_folder_is_refused(postgres: PostgresServer, tmp_path: Path) -> None:
+    in_use = f"in use by process {os.getpid()}"
+    with pytest.raises(LocalSettingError, match=in_use), run_postgres(postgres.data_dir.parent):
         pytest.fail("a second Postgres started")
-    with pytest.raises(LocalSettingError, match=f"in use by process {os.getpid()}"), run_kafka(kafka.data_dir):
+    with held(tmp_path), pytest.raises(LocalSettingError, match=in_use), run_kafka(tmp_path):
         pytest.fail("a second broker started")
 
 

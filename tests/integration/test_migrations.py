@@ -12,6 +12,9 @@ from psycopg import sql
 
 from compose.local.postgres import PostgresServer
 from tests.daemons import ROOT
+from tests.integration.captured_source import Source
+from tests.integration.logged import other_role
+from tests.integration.wal_steps import SLOTS, attach_wal
 
 SCHEMAS = "SELECT array_agg(nspname::text ORDER BY nspname) FROM pg_namespace WHERE nspname ~ '^(cdc|projector|demo)$'"
 OBJECTS = """
@@ -71,6 +74,13 @@ def test_down_takes_the_triggers_off_attached_tables(empty_url: str) -> None:
         session.execute("INSERT INTO users (user_id) VALUES (1)")
 
 
+def test_down_leaves_no_slot_that_would_keep_the_wal_for_ever(wal: Source) -> None:
+    attach_wal(wal, "users")
+    assert alembic("-n", "source", "downgrade", "base", VIEWKEEPER_SOURCE_URL=wal.url).returncode == 0
+    assert wal.value(f"SELECT count(*) {SLOTS}") == 0
+    assert wal.value("SELECT count(*) FROM pg_publication") == 0
+
+
 def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
     missing = alembic("-n", "source", "upgrade", "head")
     assert missing.returncode == 2
@@ -79,3 +89,15 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
     assert unreachable.returncode == 2
     assert unreachable.stderr.startswith("error: Postgres 127.0.0.1:1/app: cannot connect")
     assert len(unreachable.stderr.splitlines()) == 1
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("section", ["source", "view"])
+def test_a_role_that_may_not_migrate_is_told_so_in_one_line(section: str, empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as session, other_role(session, "stranger") as stranger:
+        url = empty_url.replace("postgres@", f"{stranger}@")
+        refused = alembic("-n", section, "upgrade", "head", **{f"VIEWKEEPER_{section.upper()}_URL": url})
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: Postgres")
+    assert "permission denied" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1

@@ -1,12 +1,19 @@
 """As-of: never ahead of the rows, and as new as they allow (C15, S1)."""
 
+import json
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import psycopg
+import pytest
 
 from projector.consumer import Batch
 from projector.kept import apply_batch, start_offsets
+from tests.daemons import ROOT
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps, as_of, projector_settings, projector_steps
 
@@ -45,6 +52,21 @@ def test_watermark_alone_moves_an_idle_view_on(steps: Steps, changelog: Changelo
             changelog.watermark(at(seconds))
         steps.catch_up()
         assert as_of(view_url) == (at(seconds), [])
+
+
+def test_watermark_of_a_topic_that_was_made_again_is_not_reached(
+    steps: Steps, changelog: Changelog, view_url: str
+) -> None:
+    """Before it is noticed that the topic is another one, and with fewer records than were read of the one before."""
+    with changelog.transaction():
+        changelog.tweet(1, 1)
+        changelog.watermark(at(1))
+    steps.catch_up()
+    again = msgspec.structs.replace(changelog.table_cursor("tweets", time=at(2)), topic_id="another")
+    with changelog.transaction():
+        changelog.watermark(at(2), tables={"public.tweets": again})
+    steps.catch_up()
+    assert as_of(view_url) == (at(1), [])
 
 
 def test_one_partition_that_is_behind_holds_the_time_back(steps: Steps, changelog: Changelog, view_url: str) -> None:
@@ -199,3 +221,73 @@ def test_reader_never_sees_a_time_ahead_of_the_row(steps: Steps, changelog: Chan
     assert ahead == []
     assert len(seen) > tweets / 4, "the reader has looked while the view moved"
     assert as_of(view_url) == (at(tweets), [])
+
+
+Wait = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def waited(settings_env: dict[str, str]) -> Wait:
+    """Give the command `wait`, run to its end."""
+
+    def run(until: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "projector.cli", "wait", "--until", until, *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=settings_env, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    return run
+
+
+def test_wait_warns_of_rows_that_are_missing_whatever_the_time(
+    steps: Steps, changelog: Changelog, view_url: str, waited: Wait
+) -> None:
+    too_large = msgspec.structs.replace(changelog.table_cursor("users", time=at(1)), held_back=('{"user_id":1}',))
+    with changelog.transaction():
+        changelog.watermark(at(1), tables={"public.users": too_large})
+    steps.catch_up()
+    with psycopg.connect(view_url) as session:
+        session.execute(
+            'INSERT INTO projector.dead_letter (view, version, topic, partition, "offset", reason) '
+            "VALUES ('user_information', 1, %s, 0, 0, 'none')",
+            [changelog.topic("users")],
+        )
+    reached = waited(at(1).isoformat(), "--json")
+    assert (reached.returncode, json.loads(reached.stdout)["flags"]) == (0, ["held_back", "dead_letters"])
+    too_large_words, dead_words = reached.stderr.splitlines()
+    lacks = "warning: view 'user_information' lacks rows:"
+    assert too_large_words.startswith(f"{lacks} rows that are too large for their topic are left out")
+    assert dead_words.startswith(f"{lacks} records that could not be applied are left out")
+    assert dead_words.endswith("viewkeeper-projector dead-letters list user_information")
+
+
+def test_wait_takes_no_estimate_for_the_time(steps: Steps, changelog: Changelog, view_url: str, waited: Wait) -> None:
+    with changelog.transaction():
+        changelog.watermark(at(1))
+    steps.catch_up()
+    with psycopg.connect(view_url) as session:
+        session.execute("UPDATE projector.as_of SET flags = '{estimate}'")
+    late = waited(at(1).isoformat(), "--wait-seconds", "0.2")
+    assert late.returncode == 1
+    assert f"its as-of is {at(1).isoformat()} (estimate)" in late.stderr
+
+
+def test_wait_returns_once_the_time_is_reached(steps: Steps, changelog: Changelog, waited: Wait) -> None:
+    with changelog.transaction():
+        changelog.watermark(at(1))
+    steps.catch_up()
+    reached = waited(at(1).isoformat(), "--json")
+    assert (reached.returncode, json.loads(reached.stdout)["view"]) == (0, "user_information")
+    assert datetime.fromisoformat(json.loads(reached.stdout)["as_of"]) == at(1)
+    late = waited(at(1.001).isoformat(), "--wait-seconds", "0.2")
+    assert late.returncode == 1
+    assert "view 'user_information' has not reached" in late.stderr
+    assert "'soon' is no time; write it as 2026-01-31T12:00:00Z" in waited("soon").stderr
+    for until, accepted in (
+        ("2026-01-01T00:00:01", "2026-01-01T00:00:01Z"),
+        ("2026-01-31", "2026-01-31T00:00:00Z"),
+    ):
+        refused = waited(until)
+        assert refused.returncode == 2
+        assert f"has no zone; write it as {accepted} if it is UTC" in refused.stderr
+        assert waited(accepted).returncode == 0

@@ -9,7 +9,9 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from projector.audit import AuditError, AuditResult, audit_view
+from projector.audit import AuditResult, audit_view
+from projector.reaching import NotReached
+from runtime.postgres import describe
 from tests.daemons import Daemons
 from tests.integration.changelog import Changelog
 from tests.integration.projector_steps import Steps
@@ -19,10 +21,15 @@ from views.user_information import user_information
 TABLES = ("users", "tweets", "follows", "likes")
 USERS, TWEETS = 40, 400
 
-# User 3 is another one each time that somebody looks.
+# User 3 is one of two in turn, each time that somebody looks: before and after are never the same.
 RESTLESS_USERS = """
+CREATE FUNCTION look() RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('test.looks', (coalesce(current_setting('test.looks', true), '0')::integer + 1)::text, false);
+    RETURN current_setting('test.looks')::integer;
+END $$;
 CREATE VIEW users AS
-SELECT user_id, CASE user_id WHEN 3 THEN clock_timestamp()::text ELSE username END AS username, name, description,
+SELECT user_id, CASE user_id WHEN 3 THEN 'look ' || look() % 2 ELSE username END AS username, name, description,
     location, web_page_url, joined_date, profile_image_url, background_image_url
 FROM users_at_rest
 """
@@ -109,6 +116,20 @@ class TestAuditOfAViewInStep:
         assert (result.compared_rows, result.differing_rows) == (USERS, 3)
         assert result.differing_fields == {"(ghost)": 3}
 
+    def test_sample_is_of_both_sides(self, source_url: str, view_url: str) -> None:
+        def sampled(count: int) -> AuditResult:
+            return audit_view(user_information, source_url=source_url, view_url=view_url, wait_seconds=20, sample=count)
+
+        few = sampled(5)
+        assert 5 <= few.compared_rows <= 10
+        assert few.differing_rows == 0
+        change(source_url, "DELETE FROM users WHERE user_id = 20")
+        change(view_url, "DELETE FROM projector.user_information_v1 WHERE user_id = 40")
+        change(view_url, "UPDATE projector.user_information_v1 SET like_count = 9 WHERE user_id = 3")
+        everything = sampled(USERS)
+        assert everything.line() == f"user_information: {USERS} rows compared, 3 differ"
+        assert everything.differing_fields == {"(ghost)": 1, "(missing)": 1, "like_count": 1}
+
     def test_row_that_never_stands_still_is_undecided(self, source_url: str, view_url: str) -> None:
         change(view_url, "UPDATE projector.user_information_v1 SET tweet_count = 1000000 WHERE user_id = 3")
         change(source_url, "ALTER TABLE users RENAME TO users_at_rest")
@@ -125,7 +146,7 @@ class TestAuditOfAViewInStep:
 
     def test_uncertain_time_is_not_reached(self, source_url: str, view_url: str) -> None:
         change(view_url, "UPDATE projector.as_of SET flags = '{uncertain}'")
-        with pytest.raises(AuditError, match=r"has not reached .* \(uncertain\)"):
+        with pytest.raises(NotReached, match=r"has not reached .* \(uncertain\)"):
             audit_view(user_information, source_url=source_url, view_url=view_url, wait_seconds=0.2)
 
     def test_hidden_rows_are_an_error_and_not_ghosts(self, source_url: str, view_url: str) -> None:
@@ -133,7 +154,7 @@ class TestAuditOfAViewInStep:
         try:
             change(source_url, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO auditor")
             change(source_url, "ALTER TABLE users ENABLE ROW LEVEL SECURITY")
-            with pytest.raises(Exception, match="row-level security"):
+            with pytest.raises(Exception, match=rf"^{describe(source_url)}: .* row-level security"):
                 audit(source_url.replace("postgres@", "auditor@"), view_url)
         finally:
             change(source_url, "DROP OWNED BY auditor; DROP ROLE auditor")
@@ -143,7 +164,7 @@ class TestAuditOfAViewInStep:
         assert command.wait(60) == 0
         assert command.log_text().splitlines()[-1] == f"user_information: {USERS} rows compared, 0 differ"
         change(view_url, "UPDATE projector.user_information_v1 SET like_count = 9 WHERE user_id = 3")
-        command = daemon("projector", "audit", "user_information")
+        command = daemon("projector", "audit", "user_information", "--sample", str(USERS))
         assert command.wait(60) == 1
         assert command.log_text().splitlines()[-1] == f"user_information: {USERS} rows compared, 1 differ"
         assert "key 3: source {" in command.log_text()
@@ -158,7 +179,7 @@ class TestAuditOfAViewInStep:
 
 
 def test_view_that_does_not_reach_the_source_is_an_error(source_url: str, view_url: str) -> None:
-    with pytest.raises(AuditError, match=r"has not reached .* its as-of is not known yet: are viewkeeper-cdc"):
+    with pytest.raises(NotReached, match=r"has not reached .* its as-of is not known yet: are viewkeeper-cdc"):
         audit_view(user_information, source_url=source_url, view_url=view_url, wait_seconds=0.2)
 
 

@@ -70,7 +70,7 @@ def test_times_of_every_age_come_back_as_they_were(postgres: PostgresServer) -> 
         }
         rows = Decoder(view, "p", JsonDecoding()).decode({topic: published}).rows  # type: ignore[dict-item]  # as delivered
         for number, text in times.items():
-            decoded = rows[number]
+            decoded = rows[TableName("pg_temp", "ages")][number]
             assert decoded is not None
             assert session.execute("SELECT %s::timestamptz = %s::timestamptz", [decoded[0], text]).fetchone() == (True,)
 

@@ -5,16 +5,24 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from uuid import UUID
 
+import psycopg
 import pytest
+from alembic import command
+from psycopg.pq import ExecStatus
 
 from compose.local.kafka import KafkaBroker
+from compose.local.postgres import PostgresServer
 from compose.local.process import free_port
+from projector.consumer import CLIENT_NAME
 from projector.daemon import SESSION_SETTINGS
 from runtime.postgres import connect
 from tests.daemons import Daemon, Daemons
+from tests.integration import own_views
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import counts, physical, shown
+from tests.integration.test_projector_views import alembic_config, database
 from tests.waiting import wait_until
 
 TWEETS = 10_000
@@ -55,18 +63,23 @@ def test_killed_projector_goes_on_where_it_was(daemon: Daemons, changelog: Chang
     wait_ready(projector)
     assert [counts(row) for row in shown(view_url).values()] == [(TWEETS // 10, 0, 0, 0)] * 10
     assert projector.terminate() == 0
+    assert projector.logged("stopped")
 
 
+@pytest.mark.parametrize(
+    "paused_in", ["SELECT", "COPY projector.user_information_v1_public_tweets FROM STDIN"], ids=["between", "copy"]
+)
 def test_instance_that_pauses_within_a_transaction_gives_way(
-    daemon: Daemons, changelog: Changelog, view_url: str
+    daemon: Daemons, changelog: Changelog, view_url: str, paused_in: str
 ) -> None:
     with changelog.transaction():
         changelog.put("users", user(1))
     projector = daemon("projector", "run")
     wait_until(lambda: shown(view_url), what="the first row")
-    with closing(connect(view_url, name="paused", settings=SESSION_SETTINGS)) as paused:
+    with closing(connect(view_url, name=CLIENT_NAME, settings=SESSION_SETTINGS)) as paused:
         paused.execute("BEGIN")
         paused.execute("SELECT FROM projector.partition_offset FOR UPDATE")
+        assert paused.pgconn.exec_(paused_in.encode()).status in (ExecStatus.TUPLES_OK, ExecStatus.COPY_IN)
         with changelog.transaction():
             for number in range(10):
                 changelog.tweet(number, 1)
@@ -129,6 +142,40 @@ def test_projector_waits_for_topics_and_says_which(
     assert projector.terminate() == 0
 
 
+def test_view_does_not_wait_for_the_topics_of_another(
+    daemon: Daemons, postgres: PostgresServer, kafka: KafkaBroker, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database(postgres) as url:
+        settings = {"VIEWKEEPER_VIEW_URL": url, "VIEWKEEPER_VIEWS": own_views.__name__}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        command.upgrade(alembic_config(), "head")
+        there = Changelog(kafka.bootstrap_servers, topic_prefix, {"people": "id", "people_orders": "order_id"}, 1)
+        there.create()
+        with there.transaction():
+            there.put("people", {"id": 1, "name": "Ann"})
+        projector = daemon("projector", "run", settings=settings)
+        with psycopg.connect(url, autocommit=True) as session:
+
+            def names(view: str) -> list[tuple[str]]:
+                return session.execute(f"SELECT name FROM {view}".encode()).fetchall()
+
+            wait_until(lambda: names("one_column") == [("Ann",)], what="the view that has its topics")
+            line = projector.wait_logged("waiting_for_topics")
+            assert f"{topic_prefix}.public.accounts" in line["missing"]
+            assert "two_rows" in line["views"]
+            assert "one_column" not in line["views"]
+            code, reason = get(projector, "/readyz")
+            assert (code, reason[:19]) == (503, "topics are missing:")
+            keys = {"accounts": "account_id", "accounts_more": "owner_id", "accounts_orders": "order_id"}
+            come = Changelog(kafka.bootstrap_servers, topic_prefix, keys, 1)
+            come.create(cursor=False)
+            with come.transaction():
+                come.put("accounts", {"account_id": str(UUID(int=1)), "name": "Bo"})
+            wait_until(lambda: names("two_rows") == [("Bo",)], what="the view that waited")
+        assert projector.terminate() == 0
+
+
 def test_broker_that_cannot_be_reached_is_tried_again(daemon: Daemons) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     projector = daemon("projector", "run", settings={"VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": nobody})
@@ -152,6 +199,15 @@ def test_missing_migration_ends_it_with_the_command(daemon: Daemons, source_url:
     assert projector.wait(60) == 2
     assert "the projector's tables are missing; run\nalembic -c " in projector.log_text()
     assert "alembic.ini -n view upgrade head" in projector.log_text()
+
+
+@pytest.mark.parametrize("command", [("wait", "--until", "2026-01-01T00:00:00Z"), ("dead-letters", "list")])
+def test_missing_migration_ends_other_commands_with_the_command_too(
+    command: tuple[str, ...], daemon: Daemons, source_url: str
+) -> None:
+    asked = daemon("projector", *command, settings={"VIEWKEEPER_VIEW_URL": source_url})
+    assert asked.wait(60) == 2
+    assert "the projector's tables are missing; run\nalembic -c " in asked.log_text()
 
 
 def test_database_that_is_not_there_ends_it(daemon: Daemons, view_url: str) -> None:
@@ -181,6 +237,7 @@ def test_changed_definition_ends_it_with_the_difference(
     projector = daemon("projector", "run", settings={"VIEWKEEPER_VIEWS": str(changed)})
     assert projector.wait(60) == 2
     assert difference in projector.log_text()
+    assert projector.log_text().rstrip().endswith("\nviewkeeper-projector rebuild user_information")
 
 
 def test_view_without_tables_ends_it(daemon: Daemons, tmp_path: Path) -> None:
@@ -188,14 +245,15 @@ def test_view_without_tables_ends_it(daemon: Daemons, tmp_path: Path) -> None:
     (tmp_path / "another.py").write_text(text)
     projector = daemon("projector", "run", settings={"VIEWKEEPER_VIEWS": str(tmp_path / "another.py")})
     assert projector.wait(60) == 2
-    assert "view 'another' has no tables" in projector.log_text()
+    assert "view 'another' has no filled tables; run\nviewkeeper-projector rebuild another" in projector.log_text()
 
 
 def test_record_that_cannot_be_applied_ends_it(daemon: Daemons, changelog: Changelog, view_url: str) -> None:
     with changelog.transaction():
+        # In one partition: what other ones hold may come in a batch of before.
         changelog.put("users", user(1))
-        changelog.put_raw("tweets", b'{"tweet_id":1}', json.dumps({"tweet_id": 1}).encode())
+        changelog.put_raw("users", b'{"user_id":1}', json.dumps({"user_id": 1}).encode())
     projector = daemon("projector", "run")
     assert projector.wait(60) == 1
-    assert "missing required field `user_id`" in projector.log_text()
+    assert "missing required field `username`" in projector.log_text()
     assert shown(view_url) == {}

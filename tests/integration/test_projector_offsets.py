@@ -2,17 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions
 
 from cdc.decoding import JsonDecoding
 from compose.local.kafka import KafkaBroker
 from projector.changes import Changes, Groups
 from projector.consumer import ChangelogConsumer
+from projector.contributions import slots
 from projector.kept import KeptView, apply_batch, check, resume, start_offsets
 from projector.registry import ViewVersion
 from projector.topics import Topic
@@ -95,7 +96,7 @@ def test_topic_made_again_stops_the_projector(steps: Steps, changelog: Changelog
     steps.catch_up()
     changelog.make_again("tweets")
     with (
-        pytest.raises(LostHistory, match=r"tweets: it was deleted and made again(.|\n)*upgrade head"),
+        pytest.raises(LostHistory, match=r"tweets: it was deleted and made again(.|\n)*projector rebuild"),
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
@@ -176,13 +177,9 @@ def test_records_that_were_deleted_unread_stop_the_projector(
         pytest.fail("it has started")
 
 
-def test_added_partitions_stop_the_projector(
-    steps: Steps, changelog: Changelog, kafka: KafkaBroker, settings_env: dict[str, str]
-) -> None:
+def test_added_partitions_stop_the_projector(steps: Steps, changelog: Changelog, settings_env: dict[str, str]) -> None:
     steps.catch_up()
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
-    for added in admin.create_partitions([NewPartitions(changelog.topic("likes"), 5)]).values():
-        added.result()
+    changelog.add_partitions("likes", 5)
     with (
         pytest.raises(LostHistory, match="it has 5 partitions and had 3"),
         projector_steps(projector_settings(settings_env)),
@@ -263,7 +260,7 @@ def test_two_instances_neither_deadlock_nor_lose_increments(view_url: str) -> No
 
     def count(instance: int) -> None:
         table = user_information.counted_tables[instance]
-        width = len(user_information.group_columns(table))
+        width = len(slots(user_information, table))
         writer = Writer(user_information, 1)
         keys = [*shared, *own[instance]] if instance else [*own[instance], *reversed(shared)]
         try:
@@ -283,3 +280,29 @@ def test_two_instances_neither_deadlock_nor_lose_increments(view_url: str) -> No
     assert failures == []
     rows = physical(view_url)
     assert [counts(rows[key]) for key in shared] == [(rounds, rounds, rounds, 0)] * len(shared)
+
+
+def test_transaction_that_a_deadlock_took_back_is_tried_again(
+    steps: Steps, changelog: Changelog, view_url: str
+) -> None:
+    """Somebody else holds a row of the view, and then wants the offsets: P6."""
+    with changelog.transaction():
+        changelog.put("users", user(1))
+    steps.catch_up()
+    with changelog.transaction():
+        changelog.tweet(1, 1)
+    batch = steps.read()
+    while not batch.records:
+        batch = steps.read()
+    steps.connection.execute("SET deadlock_timeout = '2s'")
+    ours = steps.connection.info.backend_pid
+    with psycopg.connect(view_url) as rival, ThreadPoolExecutor(1) as thread:
+        # The other one waits without looking for deadlocks, so that ours is the victim.
+        rival.execute("SET deadlock_timeout = '1min'")
+        rival.execute("SELECT FROM projector.user_information_v1 FOR UPDATE")
+        applied = thread.submit(apply_batch, steps.connection, steps.kept, batch)
+        wait_until(lambda: rival.execute("SELECT pg_blocking_pids(%s)", [ours]).fetchone() != ([],), what="a wait")
+        rival.execute("SELECT FROM projector.partition_offset FOR UPDATE")
+        rival.rollback()
+        assert applied.result()
+    assert counts(shown(view_url)[1]) == (1, 0, 0, 0)

@@ -17,6 +17,7 @@ from compose.local.kafka import KafkaBroker
 from compose.local.postgres import PostgresServer
 from projector.audit import audit_view
 from projector.daemon import group_name
+from projector.errors import Refused
 from projector.loading import load_views
 from projector.registry import database_id
 from tests.daemons import ROOT
@@ -109,11 +110,13 @@ def test_migration_makes_each_declared_view_and_takes_it_back(shop_url: str) -> 
         "projector.alembic_version",
         "projector.as_of",
         "projector.database_id",
+        "projector.dead_letter",
         "projector.customer_v1",
         "projector.customer_v1_public_orders",
         "projector.partition_offset",
         "projector.product_v1",
         "projector.product_v1_public_orders",
+        "projector.stable_view",
         "projector.view_version",
         "public.customer",
         "public.viewkeeper_as_of",
@@ -125,6 +128,20 @@ def test_migration_makes_each_declared_view_and_takes_it_back(shop_url: str) -> 
     assert relations(shop_url) == {"projector.alembic_version"}
     command.upgrade(alembic_config(), "head")
     assert relations(shop_url) == made
+
+
+@pytest.mark.parametrize("taken", ["VIEW customer AS SELECT 'a' AS email, 'b' AS \"order\"", "TABLE customer ()"])
+def test_what_has_the_name_of_a_new_view_is_left_alone(
+    taken: str, postgres: PostgresServer, shop_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database(postgres) as url:
+        monkeypatch.setenv("VIEWKEEPER_VIEW_URL", url)
+        monkeypatch.setenv("VIEWKEEPER_VIEWS", shop_file)
+        with psycopg.connect(url) as session:
+            session.execute(f"CREATE {taken}".encode())
+        with pytest.raises(Refused, match=r'"public"\."customer" is there already, and is not view \'customer\''):
+            command.upgrade(alembic_config(), "head")
+        assert relations(url) == {"public.customer"}
 
 
 def test_views_of_one_process_share_topics_and_count_by_uuid_and_text(

@@ -99,6 +99,27 @@ def test_what_is_no_schema_is_refused_in_its_words(schema_registry: SchemaRegist
             known.register(topic_prefix, Schema('{"type": "nothing that there is"}', "AVRO"))
         with pytest.raises(ValueError, match="does not know its schema 99999999"):
             known.schema(99_999_999)
+        known.close()
+        # It is not asked again at once.
+        with pytest.raises(ValueError, match="does not know its schema 99999999"):
+            known.schema(99_999_999)
+
+
+@pytest.mark.parametrize("level", ["BACKWARD", "FORWARD_TRANSITIVE", "FULL", "NONE"])
+def test_a_subject_is_compared_unless_its_level_is_none(
+    level: str, schema_registry: SchemaRegistry, topic_prefix: str
+) -> None:
+    with registry(schema_registry.url) as known:
+        known.register(topic_prefix, SCHEMA)
+        known.client.set_compatibility(topic_prefix, level)
+        assert known.compares(topic_prefix) == (level != "NONE")
+
+
+def test_who_may_not_ask_whether_a_subject_is_compared_is_told_nothing(schema_registry: SchemaRegistry) -> None:
+    with guarded(schema_registry.url) as url, registry(url) as nobody:
+        assert nobody.compares("rows")
+    with registry(f"http://127.0.0.1:{free_port()}") as nowhere, pytest.raises(RegistryUnavailable, match="refused"):
+        nowhere.compares("rows")
 
 
 @pytest.mark.newest_postgres

@@ -22,6 +22,7 @@ def test_rows_that_are_inserted_and_updated_are_published(polled: PolledSource, 
     assert capture.terminate() == 0
 
 
+@pytest.mark.newest_postgres
 def test_mode_incrementing_publishes_new_rows(polled: PolledSource, daemon: Daemons) -> None:
     daemon("cdc", "run", settings=polled.tables(items=INCREMENTING))
     polled.wait_published("items")
@@ -31,6 +32,7 @@ def test_mode_incrementing_publishes_new_rows(polled: PolledSource, daemon: Daem
     assert polled.rows("items")["1"]["text"] == "first"
 
 
+@pytest.mark.newest_postgres
 def test_mode_bulk_publishes_whatever_changed_with_its_next_pass(polled: PolledSource, daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={**polled.tables(items=BULK), "VIEWKEEPER_CDC_BULK_SECONDS": "1"})
     polled.wait_published("items")
@@ -44,6 +46,7 @@ def test_mode_bulk_publishes_whatever_changed_with_its_next_pass(polled: PolledS
     assert capture.logged("pass_begins")
 
 
+@pytest.mark.newest_postgres
 def test_the_first_of_several_columns_that_is_not_null_counts(polled: PolledSource, daemon: Daemons) -> None:
     polled.run("ALTER TABLE items ADD created_at timestamptz")
     options = 'mode = "timestamp"\ntimestamp = ["updated_at", "created_at"]'
@@ -55,6 +58,7 @@ def test_the_first_of_several_columns_that_is_not_null_counts(polled: PolledSour
     polled.wait_text("items", 11, "changed")
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("options", [BOTH, TIMESTAMP])
 def test_equal_timestamps_lie_on_both_sides_of_a_page(polled: PolledSource, daemon: Daemons, options: str) -> None:
     settings = {**polled.tables(items=options), **NO_LOOK_BACK, "VIEWKEEPER_CDC_CHUNK_ROWS": "3"}
@@ -65,6 +69,7 @@ def test_equal_timestamps_lie_on_both_sides_of_a_page(polled: PolledSource, daem
     assert len(polled.topic("items").records) == 60
 
 
+@pytest.mark.newest_postgres
 def test_killed_among_equal_timestamps_it_goes_on_there(polled: PolledSource, daemon: Daemons) -> None:
     settings = {**polled.tables(items=TIMESTAMP), **NO_LOOK_BACK, "VIEWKEEPER_CDC_CHUNK_ROWS": "5"}
     capture = daemon("cdc", "run", settings=settings)
@@ -79,6 +84,7 @@ def test_killed_among_equal_timestamps_it_goes_on_there(polled: PolledSource, da
     assert len(polled.topic("items").records) == 3000
 
 
+@pytest.mark.newest_postgres
 def test_a_row_without_a_timestamp_is_seen_by_a_snapshot_alone(polled: PolledSource, daemon: Daemons) -> None:
     polled.run("INSERT INTO items VALUES (11, 'null', NULL)")
     daemon("cdc", "run", settings=polled.tables(items=BOTH))
@@ -90,6 +96,7 @@ def test_a_row_without_a_timestamp_is_seen_by_a_snapshot_alone(polled: PolledSou
     assert "12" not in polled.rows("items")
 
 
+@pytest.mark.newest_postgres
 def test_a_row_from_the_future_hides_none_behind_it(polled: PolledSource, daemon: Daemons) -> None:
     polled.run("INSERT INTO items VALUES (11, 'future', 'infinity'), (12, 'future', now() + interval '1 day')")
     daemon("cdc", "run", settings=polled.tables(items=BOTH))
@@ -121,6 +128,7 @@ def test_no_setting_of_the_server_moves_a_timestamp(polled: PolledSource, daemon
     assert len(polled.topic("stamped").records) == 4
 
 
+@pytest.mark.newest_postgres
 def test_a_view_is_polled_by_the_key_that_it_is_said_to_have(polled: PolledSource, daemon: Daemons) -> None:
     polled.run("CREATE VIEW shown AS SELECT id AS number, upper(text) AS text, updated_at FROM items")
     daemon("cdc", "run", settings=polled.tables(shown=f'{TIMESTAMP}\nkey = ["number"]'))
@@ -129,6 +137,7 @@ def test_a_view_is_polled_by_the_key_that_it_is_said_to_have(polled: PolledSourc
     polled.wait_text("shown", 1, "SECOND")
 
 
+@pytest.mark.newest_postgres
 def test_another_mode_reads_the_table_anew(polled: PolledSource, daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings=polled.tables(items=INCREMENTING))
     polled.wait_published("items")
@@ -141,6 +150,7 @@ def test_another_mode_reads_the_table_anew(polled: PolledSource, daemon: Daemons
     assert capture.logged("table_changed")
 
 
+@pytest.mark.newest_postgres
 def test_a_column_that_is_not_listed_never_leaves(polled: PolledSource, daemon: Daemons) -> None:
     polled.run("ALTER TABLE items ADD secret text DEFAULT 'hidden'")
     daemon("cdc", "run", settings=polled.tables(items=f'{BOTH}\ncolumns = ["id", "text"]'))

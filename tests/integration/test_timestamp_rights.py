@@ -4,13 +4,18 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from cdc.kafka_lease import KafkaLease
+from cdc.session import SESSION
 from compose.local.kafka import KafkaBroker
 from compose.local.postgres import PostgresServer
 from compose.local.postgres import postgres as run_postgres
+from runtime.postgres import connect
+from runtime.settings import CdcSettings, read_settings
 from tests.daemons import Daemons
 from tests.integration.polled_source import BOTH, TIMESTAMP, PolledSource
 from tests.standby import back_up, wait_replayed
@@ -20,6 +25,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.newest_postgres
 
 TAKE_OVER_SECONDS = 10.0
+TRIALS = 10
 KEYED = f'{TIMESTAMP}\nkey = ["id"]'
 
 
@@ -61,6 +67,23 @@ def test_w6_a_role_that_may_read_a_view_alone_captures_that(
     polled.wait_published("shown")
     polled.run("UPDATE items SET text = 'second', updated_at = now() WHERE id = 1")
     polled.wait_text("shown", 1, str(polled.value("SELECT md5('second')")))
+
+
+def test_w5_a_flush_waits_for_wal_that_nobody_else_waits_for(
+    polled: PolledSource, settings_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash of the server takes back must not be published, and nothing may be written to flush it."""
+    for name, value in settings_env.items():
+        monkeypatch.setenv(name, value)
+    with closing(connect(polled.url, name="flush", settings=SESSION)) as session, ExitStack() as after:
+        lease = KafkaLease(read_settings(CdcSettings), session, where="test", token="")
+        after.callback(lease.release)
+        polled.run("SET synchronous_commit = off")
+        for number in range(TRIALS):
+            polled.run(f"INSERT INTO items VALUES ({100 + number}, 'not waited for', now())")
+            written = str(polled.value("SELECT pg_current_wal_insert_lsn()::text"))
+            lease.flush(published="")
+            assert polled.value(f"SELECT pg_current_wal_flush_lsn() >= '{written}'")
 
 
 def test_status_tells_leader_mode_and_requests(polled: PolledSource, daemon: Daemons) -> None:

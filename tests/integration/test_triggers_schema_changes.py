@@ -95,6 +95,7 @@ def test_a_text_that_is_no_longer_of_the_keys_type_is_not_logged(
     assert logged.records(log) == NO_KEY
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

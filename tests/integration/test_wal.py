@@ -97,6 +97,22 @@ def test_detach_leaves_nothing_in_the_source(wal: Source, daemon: Daemons) -> No
     assert capture.is_running()
 
 
+def test_the_server_is_patient_with_a_capture_that_is_busy(wal: Source, daemon: Daemons) -> None:
+    """While a page is read nothing is said to it, which may take longer than its wal_sender_timeout."""
+    wal.run(f"ALTER DATABASE {wal.value('SELECT current_database()')} SET wal_sender_timeout = '1s'")
+    attach_wal(wal, "tweets")
+    capture = run_wal(daemon)
+    wal.wait_exact("tweets")
+    sender = wal.value(f"SELECT active_pid {SLOTS}")
+    replied = f"FROM pg_stat_replication WHERE pid = {sender} AND reply_time < clock_timestamp() - interval '3 s'"
+    capture.signal(signal.SIGSTOP)
+    wal.run(insert_tweets(1, 10))
+    wait_until(lambda: wal.value(f"SELECT count(*) {replied}"), what="three seconds of silence")
+    capture.signal(signal.SIGCONT)
+    wal.wait_exact("tweets")
+    assert not capture.logged("retrying")
+
+
 def test_an_idle_slot_moves_on(wal: Source, daemon: Daemons) -> None:
     """What others write must not keep the WAL from being removed while the captured table stands still."""
     attach_wal(wal, "tweets")

@@ -1,5 +1,6 @@
 """What becomes of a capture whose slot or publication is lost, moved or altered."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -8,11 +9,11 @@ from alembic import command
 from alembic.config import Config
 from confluent_kafka import Producer
 
-from cdc.slots import slot_state
+from cdc.slots import make_slot, slot_state
 from compose.local.kafka import KafkaBroker
 from compose.local.postgres import postgres as run_postgres
 from runtime.postgres import connect
-from tests.daemons import ROOT, Daemons
+from tests.daemons import ROOT, Daemon, Daemons, standard_output
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
 from tests.integration.wal_steps import SLOTS, WAL, attach_wal, run_wal
 from tests.waiting import wait_until
@@ -26,6 +27,14 @@ PUBLICATION = "viewkeeper_viewkeeper"
 
 def _stopped(source: Source) -> None:
     wait_until(lambda: not source.value(f"SELECT count(*) {SLOTS} AND active"), what="the end of the stream")
+
+
+def _after(source: Source, capture: Daemon, *tables: str) -> int:
+    """Have a capture publish all, and stop it; returns its exit code."""
+    source.wait_exact(*tables)
+    code = capture.terminate()
+    _stopped(source)
+    return code
 
 
 @pytest.mark.parametrize(
@@ -109,9 +118,31 @@ def test_a_slot_that_was_moved_beyond_the_cursor_stops_it(wal: Source, daemon: D
     wal.run(insert_tweets(1, 10), f"SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) {SLOTS}")
     stopped = run_wal(daemon)
     assert stopped.wait() == 1
-    assert "was moved beyond the cursor" in stopped.log_text().splitlines()[-1]
+    last = stopped.log_text().splitlines()[-1]
+    assert "was moved beyond the cursor" in last
+    assert "VIEWKEEPER_CDC_TABLES" not in last, "there is no other table that it could have followed"
     run_wal(daemon, {"VIEWKEEPER_CDC_ON_OTHER_HISTORY": "snapshot"})
     wal.wait_exact("tweets")
+
+
+def test_a_table_that_was_left_out_for_a_while_is_told_from_a_slot_that_was_moved(wal: Source, daemon: Daemons) -> None:
+    attach_wal(wal, "tweets", "users")
+    assert _after(wal, run_wal(daemon), "tweets", "users") == 0
+    one_of_them = run_wal(daemon, {"VIEWKEEPER_CDC_TABLES": "tweets"})
+    wal.run("INSERT INTO users (user_id) VALUES (1)", insert_tweets(1, 10))
+    end = wal.value("SELECT pg_current_wal_lsn()::text")
+    passed = f"SELECT count(*) {SLOTS} AND confirmed_flush_lsn >= '{end}'"
+    wait_until(lambda: wal.value(passed), what="the slot's position")
+    assert _after(wal, one_of_them, "tweets") == 0
+    stopped = run_wal(daemon)
+    assert stopped.wait() == 1
+    last = stopped.log_text().splitlines()[-1]
+    assert "public.users: replication slot" in last
+    assert "if VIEWKEEPER_CDC_TABLES left the table out for a while, run: viewkeeper-cdc snapshot for it" in last
+    assert daemon("cdc", "snapshot", "users", settings=WAL).wait() == 0
+    again = run_wal(daemon)
+    wal.wait_exact("tweets", "users")
+    assert [line["table"] for line in again.logged("snapshot_begins")] == ["public.users"]
 
 
 def test_an_invalidated_slot_is_noticed_and_made_anew(
@@ -182,13 +213,26 @@ def test_another_source_than_the_tables_is_refused(wal: Source, daemon: Daemons)
     assert "set VIEWKEEPER_CDC_SOURCE=wal" in refused.log_text()
 
 
-def test_status_shows_the_slot(wal: Source, daemon: Daemons) -> None:
+def test_status_shows_the_slot_and_no_change_log(wal: Source, daemon: Daemons, settings_env: dict[str, str]) -> None:
     attach_wal(wal, "tweets")
     run_wal(daemon)
     wal.wait_exact("tweets")
     shown = daemon("cdc", "status", settings=WAL)
     assert shown.wait() == 0
     assert f"{slot_state(wal.connection, CAPTURE).slot}, reserved, holds" in " ".join(shown.log_text().split())
+    # The WAL is the table's log: it has none of its own.
+    assert "full" not in shown.log_text()
+    (table,) = json.loads(standard_output({**settings_env, **WAL}, "cdc", "status", "--json"))["tables"]
+    assert (table["change_log"], table["level"], table["mode"]) == (None, None, None)
+
+
+def test_a_slot_that_was_left_by_an_attach_that_was_killed_is_named(wal: Source, daemon: Daemons) -> None:
+    """The server would keep its WAL for it until the disk is full."""
+    make_slot(wal.connection, CAPTURE, where="test")
+    shown = daemon("cdc", "status", settings=WAL)
+    assert shown.wait() == 1
+    slot = slot_state(wal.connection, CAPTURE).slot
+    assert f"replication slot {slot} is of no table" in " ".join(shown.log_text().split())
 
 
 def test_reconcile_has_ghosts_and_missing_rows_of_its_topic_published(wal: Source, daemon: Daemons) -> None:

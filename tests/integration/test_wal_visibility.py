@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
 
+import cdc.wal_keys
 from cdc.attachment import attach
 from cdc.lsn import lsn_number
-from cdc.rounds import Round
+from cdc.rounds import Keys, Mark, Round
 from cdc.session import SESSION
 from cdc.tables import CapturedTable, SourceKind, captured_tables
 from cdc.wal import WalSource
@@ -27,6 +29,7 @@ from tests.integration.wal_steps import attach_wal, run_wal
 from tests.waiting import wait_until
 
 PAGE_KEYS = 1_000
+MANY_TWEETS = "INSERT INTO tweets (tweet_id) SELECT generate_series(1, 20000)"
 
 
 class Rounds:
@@ -38,6 +41,13 @@ class Rounds:
         self.positions: dict[TableName, str] = {}
         self.rows: dict[str, list[bytes]] = {name: [] for name in self.tables}
         self.newest: Round | None = None
+        self.next()
+
+    def take_up(self, session: psycopg.Connection) -> None:
+        """Look at what is attached now, as the reader does each second."""
+        self.source.attached()
+        self.tables = {str(table.name): table for table in captured_tables(session, CAPTURE)}
+        self.rows = {name: [] for name in self.tables}
         self.next()
 
     def next(self) -> Round:
@@ -99,6 +109,8 @@ def _standby_awaited(url: str, name: str = "absent") -> Iterator[None]:
         session.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
         session.execute("SELECT pg_reload_conf()")
         wait_until(lambda: _shown(session) == name, what="the new setting")
+        # Commits wait once the checkpointer has read it, too, which it does before it begins one.
+        session.execute("CHECKPOINT")
         try:
             yield
         finally:
@@ -146,9 +158,98 @@ def test_w1_a_commit_that_is_not_visible_yet_waits_and_holds_up_nobody(server_ur
         assert b'"new"' in rounds.rows["public.tweets"][-1]
 
 
-def _write(url: str) -> None:
+def _write(url: str, statement: LiteralString = "UPDATE tweets SET text = 'new' WHERE tweet_id = 1") -> None:
     with closing(connect(url, name="writer")) as session:
-        session.execute("UPDATE tweets SET text = 'new' WHERE tweet_id = 1")
+        session.execute(statement)
+
+
+def test_w3_a_time_is_known_only_once_the_stream_has_passed_it(server_url: str, rounds: Rounds) -> None:
+    """A round takes in about a page: what committed before its time may be in the stream yet."""
+    tweets, rows = rounds.tables["public.tweets"], 3 * PAGE_KEYS
+    with closing(connect(server_url, name="test")) as session:
+        session.execute("INSERT INTO tweets (tweet_id) SELECT generate_series(1, %s)", (rows,))
+        until = session.execute("SELECT clock_timestamp()").fetchone()
+    assert until is not None
+
+    def is_all_known() -> bool:
+        assert rounds.newest is not None
+        return rounds.is_known_by(until[0]) and tweets.attachment not in rounds.newest.behind
+
+    rounds.wait(is_all_known, "a time after that")
+    assert len(rounds.rows["public.tweets"]) == rows
+
+
+def test_what_was_known_before_keys_were_told_is_not_known_until_they_are_read(server_url: str, rounds: Rounds) -> None:
+    """They may have changed before any time that was noted by then, and lie behind the WAL's end of then."""
+    tweets = rounds.tables["public.tweets"]
+    with closing(connect(server_url, name="test")) as session:
+        session.execute("INSERT INTO tweets (tweet_id, text) VALUES (1, 'told')")
+        rounds.wait(lambda: rounds.rows["public.tweets"], "the row")
+        # As the reader looks at the source's history before a handover.
+        with rounds.source.round((), {}, lambda _table: PAGE_KEYS) as before:
+            pass
+        for first in (1, 2 * PAGE_KEYS):
+            users = (first, first + PAGE_KEYS * 3 // 2)
+            session.execute(
+                "INSERT INTO users (user_id, username) SELECT n, n::text FROM generate_series(%s::int, %s) n", users
+            )
+    rounds.source.tell(tweets, Keys(1, ("{1}",)))
+    rounds.wait(lambda: rounds.is_known_by(before.time), "the time of before")
+    assert len(rounds.rows["public.tweets"]) == 2
+
+
+def test_a_partition_that_came_before_it_was_visible_is_found_by_who_changes_it_later(
+    server_url: str, rounds: Rounds
+) -> None:
+    """Its table is read anew once it is seen, and what is not visible by then must not be taken for a stranger's."""
+    parted, new_part = TableName("public", "parted"), "CREATE TABLE part PARTITION OF parted FOR VALUES IN (1)"
+    with closing(connect(server_url, name="test", settings={"synchronous_commit": "local"})) as session:
+        session.execute("CREATE TABLE parted (id bigint PRIMARY KEY, text text) PARTITION BY LIST (id)")
+        assert attach(session, CAPTURE, parted, where="test", source=SourceKind.WAL)
+        rounds.take_up(session)
+        with _standby_awaited(server_url):
+            writer = threading.Thread(target=_write, args=(server_url, f"{new_part}; INSERT INTO parted VALUES (1)"))
+            writer.start()
+            wait_until(lambda: _waits_for_the_standby(session), what="a commit that waits")
+            session.execute("INSERT INTO users (user_id, username) VALUES (7, 'other')")
+            rounds.wait(lambda: rounds.rows["public.users"], "the other table's row, committed later")
+        writer.join()
+        session.execute("UPDATE parted SET text = 'new'")
+        rounds.wait(lambda: rounds.rows["public.parted"], "the row that was changed later")
+        assert b'"new"' in rounds.rows["public.parted"][-1]
+
+
+def test_a_partition_that_moved_to_another_table_is_found_by_who_changes_it_there(
+    server_url: str, rounds: Rounds
+) -> None:
+    """The other one is read anew, by a snapshot that does not see the change yet."""
+    left, joined = TableName("public", "left_one"), TableName("public", "joined_one")
+    with closing(connect(server_url, name="test", settings={"synchronous_commit": "local"})) as session:
+        for name in (left, joined):
+            session.execute(
+                f"CREATE TABLE {name.name} (id bigint PRIMARY KEY, text text) PARTITION BY LIST (id)".encode()
+            )
+        session.execute("CREATE TABLE part PARTITION OF left_one FOR VALUES IN (1)")
+        session.execute("INSERT INTO left_one VALUES (1, 'old')")
+        for name in (left, joined):
+            assert attach(session, CAPTURE, name, where="test", source=SourceKind.WAL)
+        rounds.take_up(session)
+        session.execute("UPDATE left_one SET text = 'older'")
+        rounds.wait(lambda: rounds.rows[str(left)], "the row where it was")
+        session.execute("ALTER TABLE left_one DETACH PARTITION part")
+        session.execute("ALTER TABLE joined_one ATTACH PARTITION part FOR VALUES IN (1)")
+        with _standby_awaited(server_url):
+            writer = threading.Thread(target=_write, args=(server_url, "UPDATE joined_one SET text = 'new'"))
+            writer.start()
+            wait_until(lambda: _waits_for_the_standby(session), what="a commit that waits")
+            session.execute("INSERT INTO users (user_id, username) VALUES (7, 'other')")
+            rounds.wait(lambda: rounds.rows["public.users"], "the other table's row, committed later")
+            # As the reader begins with a table that it sees altered.
+            del rounds.positions[joined]
+            rounds.take_up(session)
+        writer.join()
+        rounds.wait(lambda: rounds.rows[str(joined)], "the row once it is visible")
+        assert b'"new"' in rounds.rows[str(joined)][-1]
 
 
 def test_a_table_begins_before_what_is_not_visible_yet(server_url: str, rounds: Rounds) -> None:
@@ -169,6 +270,40 @@ def test_a_table_begins_before_what_is_not_visible_yet(server_url: str, rounds: 
         writer.join()
         rounds.wait(lambda: rounds.rows["public.tweets"], "the row once it is visible")
         assert b'"new"' in rounds.rows["public.tweets"][-1]
+
+
+def test_a_large_transaction_that_is_not_visible_yet_waits_in_the_server(
+    server_url: str, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be larger than memory, and comes whole once it is visible; what is behind it comes then, too."""
+    monkeypatch.setattr(cdc.wal_keys, "MOST_WAITING", 2 * PAGE_KEYS)
+    with closing(connect(server_url, name="test", settings={"synchronous_commit": "local"})) as session:
+        with _standby_awaited(server_url):
+            writer = threading.Thread(target=_write, args=(server_url, MANY_TWEETS))
+            writer.start()
+            wait_until(lambda: _waits_for_the_standby(session), what="a commit that waits")
+            session.execute("INSERT INTO users (user_id, username) VALUES (7, 'other')")
+            # Enough of them to come to the other table's row, if each took in a page.
+            for _ in range(200):
+                rounds.next()
+            assert not any(rounds.rows.values())
+        writer.join()
+        rounds.wait(lambda: rounds.rows["public.users"], "the other table's row")
+        assert len(rounds.rows["public.tweets"]) == 20 * PAGE_KEYS
+
+
+def test_a_locked_table_with_very_many_keys_holds_up_nobody_and_is_read_anew(
+    server_url: str, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdc.wal_keys, "MOST_WAITING", 2 * PAGE_KEYS)
+    with closing(connect(server_url, name="test")) as session, closing(connect(server_url, name="other")) as other:
+        session.execute(MANY_TWEETS)
+        with session.transaction():
+            session.execute("LOCK TABLE tweets")
+            other.execute("INSERT INTO users (user_id, username) VALUES (7, 'other')")
+            rounds.wait(lambda: rounds.rows["public.users"], "the other table's row")
+            assert not rounds.rows["public.tweets"]
+        assert Mark.PASS in {mark for found in rounds.next().found for mark in found.marks}
 
 
 def test_a_capture_that_commits_wait_for_stops(

@@ -10,6 +10,7 @@ class Kind(StrEnum):
     CHUNK = "chunk"
     DRAIN = "drain"
     SWEEP = "sweep"
+    ANY = "any"
 
 
 class Step(StrEnum):

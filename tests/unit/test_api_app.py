@@ -4,7 +4,8 @@ import dataclasses
 import httpx
 import pytest
 
-from api.app import application
+from api.app import OWN_PATHS, application
+from api.sampling import Sampler
 from api.store import PostgresStore
 from projector.definition import Resource, View
 from projector.errors import DefinitionError
@@ -20,7 +21,7 @@ def request(method: str, path: str, *, views: tuple[View, ...] = (user_informati
     def ready() -> tuple[bool, str]:
         raise ArithmeticError("a mistake in the program")
 
-    app = application(views, store, ready=ready)
+    app = application(views, store, Sampler(UNUSED_URL, None, views), ready=ready, min_as_of_seconds=1)
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -68,7 +69,7 @@ def test_only_the_whole_path_is_the_resource(path: str) -> None:
     assert request("GET", f"http://api{path}").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/users/1", "/livez", "/readyz", "/metrics"])
+@pytest.mark.parametrize("path", ["/users/1", *OWN_PATHS])
 def test_another_method_is_refused_with_those_that_are_allowed(path: str) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
         reply = request(method, path)
@@ -78,10 +79,28 @@ def test_another_method_is_refused_with_those_that_are_allowed(path: str) -> Non
         assert reply.headers["content-type"] == "application/problem+json"
 
 
-def test_two_views_at_one_path_are_refused() -> None:
-    other = dataclasses.replace(
-        user_information, name="other", resource=Resource("/users/{id}", user_information.resource.fields)
-    )
+def served_at(path: str, *, name: str) -> View:
+    fields = user_information.resource.fields
+    return dataclasses.replace(user_information, name=name, resource=Resource(path, fields))
 
-    with pytest.raises(DefinitionError, match="'user_information' and 'other' are both served at /users/"):
-        request("GET", "/", views=(user_information, other))
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("/users/{userId}", "/users/{id}"), ("/users/{id}/all", "/users/all/{id}"), ("/all/{id}", "/all/{id}")],
+)
+def test_two_views_at_one_path_are_refused(one: str, other: str) -> None:
+    with pytest.raises(DefinitionError, match=f"'one' and 'other' are both served at {one}, which may be {other};"):
+        request("GET", "/", views=(served_at(one, name="one"), served_at(other, name="other")))
+
+
+def test_a_view_at_a_path_of_the_apis_own_is_refused() -> None:
+    refusal = "'one' is served at /live/{id}, which may be /live/figures, where the API itself answers; give it another"
+    with pytest.raises(DefinitionError, match=refusal):
+        request("GET", "/", views=(served_at("/live/{id}", name="one"),))
+
+
+@pytest.mark.parametrize("path", ["/users/{id}/all", "/user/{id}", "/all/users/{id}"])
+def test_views_at_paths_of_their_own_are_both_served(path: str) -> None:
+    views = (user_information, served_at(path, name="other"))
+    assert request("GET", "/users/1", views=views).status_code == 503
+    assert request("GET", path.replace("{id}", "1"), views=views).status_code == 503

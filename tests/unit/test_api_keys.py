@@ -1,6 +1,6 @@
 import pytest
 
-from api.keys import array_literal, canonical_key
+from api.keys import array_literals, canonical_key
 from projector.definition import ColumnType
 
 NOT_CANONICAL = {
@@ -14,7 +14,7 @@ NOT_CANONICAL = {
         b"", b"0F5E9C1A-2B3C-4D5E-8F90-A1B2C3D4E5F6", b"0f5e9c1a2b3c4d5e8f90a1b2c3d4e5f6",
         b"{0f5e9c1a-2b3c-4d5e-8f90-a1b2c3d4e5f6}", b"0f5e9c1a-2b3c-4d5e-8f90-a1b2c3d4e5f6%0A",
     ],
-    ColumnType.TEXT: [b"a%00b", b"%C3%28", b"%ED%A0%80", b"\xff"],
+    ColumnType.TEXT: [b"%", b"a%2", b"%zz", b"a%00b", b"%C3%28", b"%ED%A0%80", b"\xff"],
 }  # fmt: skip
 
 CANONICAL = {
@@ -46,7 +46,8 @@ def test_the_canonical_spelling_is_the_key(column_type: ColumnType, segment: byt
     assert canonical_key(column_type, segment) == key
 
 
-def test_keys_travel_as_an_array_literal() -> None:
-    assert array_literal([]) == "{}"
-    assert array_literal(["7", "-1"]) == '{"7","-1"}'
-    assert array_literal(['a"\\{},', "", "NULL", "é"]) == '{"a\\"\\\\{},","","NULL","é"}'
+def test_keys_travel_as_array_literals() -> None:
+    assert array_literals([], columns=2) == [b"{}", b"{}"]
+    assert array_literals([("7",), ("-1",)], columns=1) == [b'{"7","-1"}']
+    keys = [('a"\\{},', "1"), ("", "2"), ("NULL", "3"), ("é", "4")]
+    assert array_literals(keys, columns=2) == ['{"a\\"\\\\{},","","NULL","é"}'.encode(), b'{"1","2","3","4"}']

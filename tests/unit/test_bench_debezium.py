@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from compose.local.errors import LocalStackError
 from tests.bench.capture import main
 from tests.bench.catching_up import Effort
-from tests.bench.debezium import check
 from tests.bench.debezium_phases import FORM, phase_figures
-from tests.bench.errors import BenchError
-from tests.bench.processes import daemon
+from tests.debezium import run_worker
 from tests.waiting import wait_until
 
 COLUMNS = '"row_id":1,"user_id":7,"text":"a"'
@@ -53,10 +52,18 @@ def test_a_task_that_failed_inside_a_living_worker_is_an_error_with_the_logs_end
     failing = "import signal; print('2026 [task-thread] ERROR it\\nthrew', flush=True); signal.pause()"
 
     with (
-        daemon("debezium", [sys.executable, "-c", failing], {}, tmp_path) as process,
-        pytest.raises(BenchError, match=r"(?s)Debezium failed.*threw"),
+        run_worker([sys.executable, "-c", failing], tmp_path / "connect.log") as running,
+        pytest.raises(LocalStackError, match=r"(?s)Debezium failed.*threw"),
     ):
-        wait_until(lambda: check(process), timeout_seconds=10.0, what="the failure")
+        wait_until(running.check, timeout_seconds=10.0, what="the failure")
+
+
+def test_a_worker_that_ended_is_an_error_with_the_logs_end(tmp_path: Path) -> None:
+    with (
+        run_worker([sys.executable, "-c", "print('no such class')"], tmp_path / "connect.log") as running,
+        pytest.raises(LocalStackError, match=r"(?s)Debezium failed.*no such class"),
+    ):
+        wait_until(running.check, timeout_seconds=10.0, what="the failure")
 
 
 def test_a_peer_that_is_none_is_refused_by_name() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.bench.errors import BenchError
 from tests.bench.figures import NAMES, at_rate, last_line, report
 from tests.bench.percentiles import nearest_rank, ratio_of_medians, summarise
+from tests.bench.targets import Target, missed
 
 FINITE = st.floats(min_value=0, max_value=1e6)
 
@@ -80,3 +81,13 @@ def test_a_figure_that_is_no_number_is_an_error() -> None:
 def test_figures_are_named_for_their_rate() -> None:
     assert at_rate({"p95_seconds": 1.0}, 1_000) == {"p95_seconds": 1.0}
     assert at_rate({"p95_seconds": 1.0}, 200) == {"p95_seconds_at_200": 1.0}
+
+
+def test_missed_targets_are_said_and_met_or_unmeasured_ones_are_not() -> None:
+    targets = {"ratio": Target(at_least=25), "rss": Target(at_most=300), "growth": Target(at_least=1.5, at_most=2.5)}
+    assert missed({"ratio": 25, "rss": 300, "growth": 2.0, "other": 1}, targets) == []
+    assert missed({"ratio": 24.9, "rss": 301}, targets) == [
+        "missed: ratio is 24.9, and is to be at least 25",
+        "missed: rss is 301, and is to be at most 300",
+    ]
+    assert len(missed({"growth": 1.4}, targets)) == len(missed({"growth": 2.6}, targets)) == 1

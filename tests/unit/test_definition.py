@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cdc.wire import TableName
-from projector.definition import Column, ColumnType, Count, Field, Format, Resource, Row, View
+from projector.contributions import slots
+from projector.definition import Column, ColumnType, Count, Field, Format, Resource, Row, Sum, View
 from projector.errors import DefinitionError
 from projector.loading import load_views
 from projector.tables import IDENTIFIER_BYTES, contribution_table_name, view_table_name
@@ -31,7 +33,21 @@ def test_shipped_view_lists_its_columns_in_order() -> None:
     assert user_information.source_tables == tuple(
         TableName("public", name) for name in ("users", "tweets", "follows", "likes")
     )
-    assert user_information.group_columns(TableName("public", "follows")) == ("follower_id", "followee_id")
+    assert [slot.name for slot in slots(user_information, TableName("public", "follows"))] == [
+        "follower_id",
+        "followee_id",
+    ]
+
+
+AGE, NAME = Column("age", ColumnType.INTEGER), Column("name", ColumnType.TEXT)
+
+
+def counted(where: str | None = None, columns: tuple[Column, ...] = ()) -> Count:
+    return Count("pets", of="public.pets", by="owner_id", where=where, columns=columns)
+
+
+def summed(value: str, column: Column, name: str = "total") -> Sum:
+    return Sum(name, of="public.pets", by="owner_id", value=value, columns=(column,))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +61,26 @@ def test_shipped_view_lists_its_columns_in_order() -> None:
         ({"measures": (Count("viewkeeper_present", of="pets", by="owner_id"),)}, "is Viewkeeper's own"),
         ({"measures": (Count("pets", of="pets", by="source_key"),)}, "column 'source_key' is Viewkeeper's own"),
         ({"measures": (Count("pets", of="my schema.pets", by="owner_id"),)}, "must be of letters"),
+        (
+            {"measures": (counted(where="age > 3"),)},
+            "where of 'pets': it reads column 'age', whose type is not declared",
+        ),
+        ({"measures": (counted(where="3"),)}, "where of 'pets' is a number, and is to be a truth value"),
+        ({"measures": (counted(where="age >"),)}, "where of 'pets': expression 'age >'"),
+        ({"measures": (counted(columns=(AGE,)),)}, "'pets' declares column 'age', which none of its expressions reads"),
+        ({"measures": (summed("age", AGE, "a" * 57),)}, "has a name of at most 56 letters"),
+        ({"measures": (summed("name", NAME),)}, "value of 'total' is text, and is to be a number"),
+        (
+            {"measures": (summed("age", AGE), counted(where="age = 'x'", columns=(Column("age", ColumnType.TEXT),)))},
+            "column 'age' of public.pets is integer in one measure and text in another",
+        ),
+        ({"indexes": (("pets", "age"),)}, "an index is over 'age', which is no column of the view"),
+        (
+            {"indexes": ("pets",)},
+            "an index is over 'p', which is no column of the view; one of one column is ('name',)",
+        ),
+        ({"indexes": ((),)}, "an index is over no column"),
+        ({"indexes": (("pets",), ("pets",))}, "two indexes are over pets"),
         ({"resource": Resource("/people", ())}, "path '/people': write it as"),
         ({"resource": Resource("/people/{id}", (Field("age", "age"),))}, "field 'age' shows 'age', which is no column"),
         ({"resource": Resource("/people/{id}", (Field("id", "id", Format.CALENDAR),))}, "only a timestamptz"),
@@ -53,6 +89,108 @@ def test_shipped_view_lists_its_columns_in_order() -> None:
 def test_contradiction_is_named(changed: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DefinitionError, match=re.escape(complaint)):
         view(**changed)
+
+
+TENANT, PLACE = Column("tenant_id", ColumnType.INTEGER), Column("place", ColumnType.TEXT)
+SHOP = {
+    "key": ("tenant_id", "place"),
+    "row": Row("public.shops", (PLACE, Column("name", ColumnType.TEXT), TENANT)),
+    "measures": (Count("orders", of="public.orders", by=("tenant", "shop")),),
+    "resource": Resource("/tenants/{tenantId}/shops/{place}/summary", (Field("name", "name"),)),
+}
+PEOPLE = Row("public.people", (Column("id", ColumnType.BIGINT),))
+PROFILES = Row("public.profiles", (NAME,), key="person_id")
+
+
+def test_a_key_of_several_columns_has_them_in_its_own_order() -> None:
+    shop = view(**SHOP)
+    assert shop.key_columns == (TENANT, PLACE)
+    assert shop.column_names == ("place", "name", "tenant_id", "orders")
+    assert shop.groups_of(shop.measures[0]) == {"tenant": ColumnType.INTEGER, "shop": ColumnType.TEXT}
+    assert shop.resource.parameters == {1: "tenantId", 3: "place"}
+
+
+def test_several_rows_share_the_key() -> None:
+    person = view(row=(PEOPLE, PROFILES))
+    assert person.column_names == ("id", "name", "pets")
+    assert [table.name for table in person.source_tables] == ["people", "profiles", "pets"]
+    assert person.key_of_row(PROFILES) == (Column("person_id", ColumnType.BIGINT),)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"key": ()}, "its key has 0 columns; it may have 1 to 32"),
+        ({"key": ("place", "place")}, "its key has column 'place' twice"),
+        ({"key": ("tenant_id", "town")}, "key 'town' is no column of its row; those are place, name, tenant_id"),
+        (
+            {"measures": (Count("orders", of="public.orders", by="shop"),)},
+            "'orders' is by (shop), and the view's key is (tenant_id integer, place text): name a column for each",
+        ),
+        ({"measures": (Count("orders", of="public.orders", by=("a", "a")),)}, "'orders' is by column 'a' twice"),
+        (
+            {
+                "measures": (
+                    Count("orders", of="public.orders", by=("tenant", "shop")),
+                    Count("returns", of="public.orders", by=("shop", "tenant")),
+                )
+            },
+            "column 'shop' of public.orders is text in one measure and integer in another",
+        ),
+        (
+            {"resource": Resource("/shops/{place}", ())},
+            "write it as /name/{tenant_id}/{place}, with a parameter for each",
+        ),
+        ({"resource": Resource("/{tenant}/shops/{place}", ())}, "in order, and a name first"),
+        ({"resource": Resource("/shops/{place}/{place}", ())}, "has parameter 'place' twice"),
+        ({"row": ()}, "it has no row: name the table that gives it its rows"),
+    ],
+)
+def test_contradiction_in_a_key_of_several_columns_is_named(changed: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DefinitionError, match=re.escape(complaint)):
+        view(**{**SHOP, **changed})
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ((PEOPLE, PEOPLE), "two columns are called 'id': only the first row lists the key's columns"),
+        ((PEOPLE, PROFILES, Row("public.names", (NAME,))), "two columns are called 'name'"),
+        ((PEOPLE, PROFILES, Row("profiles", (AGE,))), "two rows are of public.profiles: make them one"),
+        ((PEOPLE, Row("public.profiles", ())), "row public.profiles adds no column: leave it out"),
+        ((PEOPLE, Row("public.pets", (NAME,))), "public.pets gives the rows and is counted"),
+        ((PROFILES,), "key 'id' is no column of its row; those are name"),
+        ((Row("public.people", PEOPLE.columns, key="id"), PROFILES), "public.people is the first row, whose key is"),
+        (
+            (PEOPLE, Row("public.profiles", (NAME,), key=("a", "b"))),
+            "row public.profiles has key (a, b), and the view's key is (id bigint): name a column for each",
+        ),
+        ((PEOPLE, Row("public.profiles", (NAME,), key="Id")), "'Id' is no name"),
+        (
+            (PEOPLE, Row("public.profiles", (Column("viewkeeper_present_2", ColumnType.TEXT),))),
+            "column 'viewkeeper_present_2' is Viewkeeper's own",
+        ),
+    ],
+)
+def test_contradiction_among_several_rows_is_named(rows: tuple[Row, ...], complaint: str) -> None:
+    with pytest.raises(DefinitionError, match=re.escape(complaint)):
+        view(row=rows)
+
+
+@pytest.mark.parametrize("declared", [view(), view(**SHOP), view(row=(PEOPLE, PROFILES))])
+def test_a_definition_that_was_stored_is_read_back(declared: View) -> None:
+    assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(declared)), View) == declared
+
+
+def test_no_column_of_a_counted_table_has_the_name_of_another_ones_slot() -> None:
+    measures = (
+        Count("x", of="public.pets", by="x_key", where="age > 3", columns=(AGE,)),
+        Count("all", of="public.pets", by="x_key"),
+        Sum("source", of="public.pets", by="x_amount", value="age", columns=(AGE,)),
+        Count("source_too", of="public.pets", by="x_key", where="age IS NULL", columns=(AGE,)),
+    )
+    names = [slot.name for slot in slots(view(measures=measures), TableName("public", "pets"))]
+    assert names == ["x.key", "x_key", "x_amount", "source_too.key", "source.amount"]
 
 
 DECLARATION = """

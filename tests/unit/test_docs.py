@@ -10,18 +10,11 @@ import api.cli
 import cdc.cli
 import compose.local.cli
 import projector.cli
+from projector.loading import load_views
 from runtime.settings import ApiSettings, AuditSettings, CdcSettings, ProjectorSettings, variable
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [
-    "README.md",
-    "DECISIONS.md",
-    "docs/design.md",
-    "docs/types.md",
-    "docs/status.md",
-    "docs/reconcile.md",
-    "docs/timestamp.md",
-]
+DOCUMENTS = sorted(str(path.relative_to(ROOT)) for pattern in ("*.md", "docs/*.md") for path in ROOT.glob(pattern))
 COMMANDS = {
     "viewkeeper-cdc": cdc.cli.commands,
     "viewkeeper-projector": projector.cli.commands,
@@ -48,14 +41,17 @@ def test_every_setting_named_is_one(document: Path) -> None:
 
 
 def test_every_command_named_is_one(document: Path) -> None:
-    for program, command in re.findall(r"(viewkeeper-[a-z]+) ([a-z]+)", document.read_text()):
+    for program, command in re.findall(r"(viewkeeper-[a-z]+) ([a-z]+(?:-[a-z]+)*)", document.read_text()):
         group = COMMANDS[program]
         assert isinstance(group, click.Group)
         assert command in group.commands, f"{program} {command}"
 
 
 def test_every_make_target_named_is_one(document: Path) -> None:
-    targets = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    (benchmarks,) = re.findall(r"^bench-%:.*## measure ([a-z, ]+);", makefile, re.MULTILINE)
+    targets |= {f"bench-{name}" for name in benchmarks.split(", ") if (ROOT / f"tests/bench/{name}.py").exists()}
     named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", document.read_text(), re.MULTILINE))
     assert named <= targets
 
@@ -69,3 +65,10 @@ def test_readme_names_every_package() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     named = set(re.findall(r"^\| \[`([a-z]+)/`\]", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert named == packages
+
+
+def test_views_of_the_documents_can_be_loaded(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/views.md").read_text(), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "documented.py"
+    path.write_text("\n".join(blocks))
+    assert [view.name for view in load_views(str(path))] == ["customer", "tenant_customer", "account"]

@@ -93,3 +93,13 @@ def test_a_position_in_the_wal_is_read_and_written() -> None:
 )
 def test_a_snapshot_sees_what_has_ended_also_where_xids_wrap(snapshot: str, xid: int, expected: object) -> None:
     assert visibility(snapshot).sees(xid) is expected
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "before", "expected"),
+    [("7:7:", 7, True), ("7:7:", 8, False), ("5:9:5,8", 5, True), ("5:9:5,8", 6, False)],
+)
+def test_transactions_before_an_xid_have_ended_if_the_oldest_open_one_is_not_before_it(
+    snapshot: str, before: int, expected: bool
+) -> None:
+    assert visibility(snapshot).has_ended(before) is expected

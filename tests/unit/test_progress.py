@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 from msgspec.structs import replace
 
 from cdc.cursor import Cursor, Fingerprint, Reading, Sweep, TableCursor, Watermark, decode_cursor
-from cdc.progress import Phase, begun, chunked, phase, published, swept, truncated, waiting
+from cdc.progress import Phase, begun, bounded, chunked, phase, published, swept, truncated, waiting
+from cdc.rounds import KnownBy
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LOOKS = Fingerprint(shape="s", files="f")
@@ -13,7 +14,13 @@ NEW = TableCursor(topic="p.public.users", attachment=1, position=None, complete=
 
 
 def begin(table: TableCursor, *, end_offsets: tuple[int, ...] = (0, 0), request: int | None = None) -> TableCursor:
-    return begun(table, position="5:5:", fingerprint=LOOKS, time=NOON, end_offsets=end_offsets, request=request)
+    return bounded(
+        begun(table, position="5:5:", fingerprint=LOOKS, time=NOON, request=request), end_offsets=end_offsets
+    )
+
+
+def truncate(table: TableCursor, *, end_offsets: tuple[int, ...] = (4, 4)) -> TableCursor:
+    return bounded(truncated(table), end_offsets=end_offsets)
 
 
 def complete() -> TableCursor:
@@ -21,7 +28,7 @@ def complete() -> TableCursor:
 
 
 def publish(table: TableCursor, before: TableCursor | None, time: datetime | None, offset: int = 7) -> TableCursor:
-    return published(table, before, next_offsets=(offset, offset), time=time)
+    return published(table, before, next_offsets=(offset, offset), known=KnownBy(time))
 
 
 def test_a_new_table_waits_and_then_reads() -> None:
@@ -51,25 +58,31 @@ def test_c4_a_table_whose_topic_held_keys_is_complete_only_after_they_were_looke
 
 
 def test_a_truncate_is_swept_behind_a_snapshot_that_is_being_read() -> None:
-    table = truncated(begin(NEW), end_offsets=(4, 4))
+    table = truncate(begin(NEW))
     assert phase(table) is Phase.READING
     assert phase(chunked(table, end=None, rows=0)) is Phase.SWEEPING
 
 
 def test_a_truncate_of_a_complete_table_takes_its_watermark_until_the_sweep_is_done() -> None:
     before = publish(complete(), None, NOON)
-    table = truncated(before, end_offsets=(4, 4))
+    table = truncate(before)
     assert phase(table) is Phase.SWEEPING
     assert publish(table, before, NOON).watermark is None
     assert publish(swept(table, next_offsets=None), before, NOON).watermark is not None
 
 
 def test_a_truncate_of_a_table_whose_topic_is_empty_needs_no_sweep() -> None:
-    assert phase(truncated(complete(), end_offsets=(0, 0))) is Phase.COMPLETE
+    assert phase(truncate(complete(), end_offsets=(0, 0))) is Phase.COMPLETE
+
+
+def test_c4_a_table_is_not_complete_while_it_is_not_known_where_its_topic_ends() -> None:
+    unknown = begun(NEW, position="5:5:", fingerprint=LOOKS, time=NOON)
+    assert phase(chunked(unknown, end=None, rows=1)) is Phase.SWEEPING
+    assert phase(truncated(complete())) is Phase.SWEEPING
 
 
 def test_a_table_that_waits_has_no_position_and_keeps_nothing_half_done() -> None:
-    table = waiting(truncated(begin(NEW), end_offsets=(4, 4)))
+    table = waiting(truncate(begin(NEW)))
     assert (phase(table), table.position, table.reading, table.sweep) == (Phase.WAITING, None, None, None)
 
 
@@ -102,14 +115,14 @@ def test_w5_an_estimate_is_uncertain_and_the_end_of_a_pass_is_not() -> None:
     ended = publish(chunked(reading, end=None, rows=3), reading, None)
     assert ended.watermark == Watermark(time=NOON, next_offsets=(7, 7))
     later = NOON + timedelta(seconds=1)
-    polled = published(ended, ended, next_offsets=(8, 8), time=later, uncertain=True)
+    polled = published(ended, ended, next_offsets=(8, 8), known=KnownBy(later, uncertain=True))
     assert polled.watermark == Watermark(time=later, next_offsets=(8, 8), uncertain=True)
-    swept_before = publish(truncated(polled, end_offsets=(4, 4)), polled, None, offset=8)
+    swept_before = publish(truncate(polled), polled, None, offset=8)
     assert swept_before.watermark == polled.watermark
     assert publish(swept(swept_before, next_offsets=None), swept_before, None, offset=9).watermark == polled.watermark
 
 
 def test_a_cursor_survives_its_encoding() -> None:
-    table = publish(truncated(begin(NEW, request=3), end_offsets=(4, 4)), None, None)
+    table = publish(truncate(begin(NEW, request=3)), None, None)
     cursor = Cursor(capture="c", token="t", tables={"public.users": table})
     assert decode_cursor(cursor.encode(), where="test") == cursor

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from cdc.wire import TableName
 from projector.changes import Changes, Groups, Key, RowValues
-from projector.projection import Projection, project, replace_contributions
+from projector.contributions import MeasurePlaces, measure_places
+from projector.projection import Projection, counted, project, replace_contributions
 from views.user_information import user_information
 
-TWEETS, FOLLOWS, LIKES = (TableName("public", name) for name in ("tweets", "follows", "likes"))
+USERS, TWEETS, FOLLOWS, LIKES = (TableName("public", name) for name in ("users", "tweets", "follows", "likes"))
+PLACES = measure_places(user_information)
 MEASURES = {
     "tweet_count": (TWEETS, 0),
     "following_count": (FOLLOWS, 0),
@@ -38,7 +40,7 @@ class Store:
             for table, changed in changes.counted.items()
             if (known := self.contributions.get(table, {}))
         }
-        projection = project(user_information, changes, stored)
+        projection = project(PLACES, changes, stored)
         for table, result in projection.contributions.items():
             known = self.contributions.setdefault(table, {})
             assert not known.keys() & result.inserted.keys()
@@ -49,7 +51,7 @@ class Store:
                 del known[source_key]
         for measure, increments in projection.increments.items():
             self.counts[measure].update(increments)
-        for key, row in projection.rows.items():
+        for key, row in projection.rows.get(USERS, {}).items():
             if row is None:
                 self.rows.pop(key, None)
             else:
@@ -63,12 +65,16 @@ class Store:
         return {name: {key: count for key, count in counts.items() if count} for name, counts in self.counts.items()}
 
 
+def by(*key: int) -> MeasurePlaces:
+    return MeasurePlaces("count", FOLLOWS, key, amount=None)
+
+
 def changes_of(batch: Sequence[Event]) -> Changes:
     """Keep the last state of each key, as the consumer does."""
     changes = Changes()
     for table, key, state in batch:
         if table is None:
-            changes.rows[key] = state
+            changes.rows.setdefault(USERS, {})[key] = state
         else:
             changes.counted.setdefault(table, {})[str(key)] = state  # type: ignore[assignment]  # groups, by the table
     return changes
@@ -79,8 +85,8 @@ def recount(history: Sequence[Event]) -> tuple[dict[Key, RowValues], dict[str, d
     last = {(table, key): state for table, key, state in history}
     rows = {key: state for (table, key), state in last.items() if table is None and state is not None}
     counts: dict[str, dict[Key, int]] = {}
-    for name, (counted, column) in MEASURES.items():
-        groups = [state[column] for (table, _), state in last.items() if table == counted and state is not None]
+    for name, (measured, column) in MEASURES.items():
+        groups = [state[column] for (table, _), state in last.items() if table == measured and state is not None]
         counts[name] = {key: n for key, n in Counter(groups).items() if key is not None}  # type: ignore[misc]
     return rows, counts
 
@@ -152,26 +158,34 @@ def test_keys_left_with_nothing_are_among_the_losers(cut: tuple[list[Event], lis
 
 
 def test_repeated_record_changes_nothing() -> None:
-    changes = replace_contributions({"1": (7,)}, {"1": (7,)}, width=1)
+    changes = replace_contributions({"1": (7,)}, {"1": (7,)})
     assert not changes.inserted
     assert not changes.updated
     assert not changes.deleted
-    assert changes.increments == [{}]
+    assert counted(changes, by(0)) == {}
 
 
 def test_new_owner_gains_what_the_old_one_loses() -> None:
-    changes = replace_contributions({"1": (8, 2)}, {"1": (7, 2)}, width=2)
+    changes = replace_contributions({"1": (8, 2)}, {"1": (7, 2)})
     assert changes.updated == {"1": (8, 2)}
-    assert changes.increments == [{7: -1, 8: 1}, {}]
+    assert [counted(changes, by(place)) for place in (0, 1)] == [{7: -1, 8: 1}, {}]
 
 
 def test_tombstone_of_an_unseen_row_does_nothing() -> None:
-    changes = replace_contributions({"1": None}, {}, width=1)
+    changes = replace_contributions({"1": None}, {})
     assert not changes.deleted
-    assert changes.increments == [{}]
+    assert counted(changes, by(0)) == {}
 
 
 def test_nobody_counts_for_null() -> None:
-    changes = replace_contributions({"1": (None, 5)}, {}, width=2)
+    changes = replace_contributions({"1": (None, 5)}, {})
     assert changes.inserted == {"1": (None, 5)}
-    assert changes.increments == [{}, {5: 1}]
+    assert [counted(changes, by(place)) for place in (0, 1)] == [{}, {5: 1}]
+
+
+def test_nobody_counts_for_a_key_that_lacks_a_column() -> None:
+    changes = replace_contributions(
+        {"1": (7, "a"), "2": (7, None), "3": (None, "a"), "4": (7, "a")}, {"4": (None, "a")}
+    )
+    assert counted(changes, by(0, 1)) == {(7, "a"): 2}
+    assert counted(changes, by(1, 0)) == {("a", 7): 2}

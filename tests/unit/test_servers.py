@@ -9,6 +9,7 @@ import pytest
 
 from compose.local.errors import LocalSettingError
 from compose.local.postgres import major_version
+from tests.browser import SETTING
 from tests.daemons import ROOT
 from tests.servers import OLDER_SETTING, OLDER_VERSIONS, newest_server, older_binaries, older_server, server_id
 
@@ -84,6 +85,15 @@ def test_a_wrong_server_ends_the_tests_before_any_runs(tmp_path: Path, command: 
     assert refused.returncode == 2
     assert f"error: {OLDER_SETTING} is wrong" in refused.stderr + refused.stdout
     assert "passed" not in refused.stdout
+
+
+def test_a_wrong_browser_ends_the_tests_before_any_runs(tmp_path: Path) -> None:
+    environment = {**os.environ, SETTING: str(tmp_path / "chromium")}
+    refused = subprocess.run(
+        [sys.executable, "-m", "tests.needs"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert f"error: {SETTING} is wrong: {tmp_path}/chromium is no program that can be run" in refused.stderr
 
 
 def test_what_reads_a_source_runs_on_both_servers_and_each_server_is_started_once() -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from runtime.errors import ConfigurationError
-from runtime.settings import ApiSettings, CdcSettings, read_settings, settings_help
+from runtime.settings import ApiSettings, CdcSettings, read_settings, settings_help, unknown_variables
 
 GOOD = {
     "VIEWKEEPER_SOURCE_URL": "postgresql://me:secret@db:5432/app",
@@ -55,11 +55,38 @@ def test_a_secret_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path
         read_settings(CdcSettings)
 
 
+def test_a_secret_file_that_is_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIEWKEEPER_SOURCE_URL_FILE", "")
+    assert read_settings(CdcSettings).source_url == GOOD["VIEWKEEPER_SOURCE_URL"]
+
+
+def test_variables_that_nobody_reads_are_found_with_what_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIEWKEEPER_CDC_SORCE", "wal")
+    monkeypatch.setenv("VIEWKEEPER_NOTHING_OF_THE_KIND", "1")
+    monkeypatch.setenv("VIEWKEEPER_PROJECTOR_HEALTH_PORT", "0")
+    monkeypatch.setenv("VIEWKEEPER_VIEW_URL_FILE", "/run/secrets/url")
+    monkeypatch.setenv("VIEWKEEPER_KAFKA_LINGER_MS", "5")
+    monkeypatch.setenv("VIEWKEEPER_LOCAL_CACHE_DIR", "cache")
+    assert unknown_variables() == {
+        "VIEWKEEPER_CDC_SORCE": "VIEWKEEPER_CDC_SOURCE",
+        "VIEWKEEPER_NOTHING_OF_THE_KIND": None,
+    }
+
+
 def test_a_secret_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VIEWKEEPER_SOURCE_URL")
     monkeypatch.setenv("VIEWKEEPER_SOURCE_URL_FILE", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigurationError, match=r"VIEWKEEPER_SOURCE_URL_FILE: cannot read .*nowhere"):
         read_settings(CdcSettings)
+
+
+def test_the_api_needs_no_kafka_and_takes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIEWKEEPER_VIEW_URL", GOOD["VIEWKEEPER_SOURCE_URL"])
+    monkeypatch.setenv("VIEWKEEPER_KAFKA_SECURITY_PROTOCOL", "SSL")
+    settings = read_settings(ApiSettings)
+    assert (settings.kafka_bootstrap_servers, settings.kafka_options) == ("broker:9092", {"security.protocol": "SSL"})
+    monkeypatch.delenv("VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS")
+    assert read_settings(ApiSettings).kafka_bootstrap_servers == ""
 
 
 def test_any_librdkafka_option_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

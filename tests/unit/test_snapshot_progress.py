@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cdc.cursor import Reading, Sweep, TableCursor
-from cdc.snapshot_progress import duration_words, rows_words, snapshot_progress, sweep_progress
+from cdc.snapshot_progress import rows_words, snapshot_progress, sweep_progress
+from runtime.words import duration_words
 
 BEGAN = datetime(2026, 11, 1, tzinfo=UTC)
 SWEEP = Sweep(next_offsets=(3, 14), end_offsets=(10, 10))

@@ -5,6 +5,7 @@ from struct import pack
 
 import pytest
 
+import cdc.wal_keys
 from cdc.rounds import Mark
 from cdc.visibility import Visibility
 from cdc.wal_drain import page_of
@@ -44,7 +45,7 @@ def _keepalive(position: int) -> bytes:
 @pytest.fixture
 def waiting() -> WaitingKeys:
     """Give a stream that knows the relations, at position 0."""
-    keys = WaitingKeys(OWNERS.get, 0)
+    keys = WaitingKeys(lambda oid, _xid: OWNERS.get(oid), 0, prefix="viewkeeper")
     for oid in (TWEETS, USERS, STRANGERS):
         keys.take_in(_relation(oid))
     return keys
@@ -101,11 +102,11 @@ def test_a_large_transaction_is_taken_page_by_page_while_it_comes_in(waiting: Wa
 def test_what_lies_before_a_position_is_dropped_and_what_a_table_keeps_is_not(waiting: WaitingKeys) -> None:
     _transaction(waiting, 5, 100, (TWEETS, "1"), (USERS, "9"))
     assert waiting.take(ALL, {1: 101}, {2}, lambda _attachment: MANY) == {}
-    assert waiting.backlog(ALL, set()) == 1
-    assert waiting.backlog(ALL, {2}) == 0
+    assert not waiting.has_room(ALL, set(), 1)
+    assert waiting.has_room(ALL, {2}, 1)
     # Without a position, and not kept: it is to be read anew, and its snapshot will see these.
     assert waiting.take(ALL, {1: 101}, set(), lambda _attachment: MANY) == {}
-    assert waiting.backlog(ALL, set()) == 0
+    assert waiting.has_room(ALL, set(), 1)
 
 
 def test_what_is_put_back_comes_first_and_keeps_the_position(waiting: WaitingKeys) -> None:
@@ -115,6 +116,38 @@ def test_what_is_put_back_comes_first_and_keeps_the_position(waiting: WaitingKey
     taken = waiting.take(Visibility(3, frozenset()), {1: 70, 2: 0}, set(), lambda _attachment: MANY)
     assert taken == {1: Changed({("0",): None}, {Mark.TRUNCATE})}
     assert _take(waiting) == {1: ["1"]}
+
+
+def test_no_more_is_taken_in_than_may_wait_until_it_is_visible(
+    waiting: WaitingKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdc.wal_keys, "MOST_WAITING", 10)
+    _transaction(waiting, 5, 100, *((TWEETS, str(key)) for key in range(5)))
+    unseen = Visibility(1_000, frozenset({5}))
+    assert waiting.has_room(unseen, set(), MANY)
+    _transaction(waiting, 6, 200, (USERS, "9"))
+    assert not waiting.has_room(unseen, set(), MANY)
+    assert _take(waiting, unseen) == {2: ["9"]}
+    assert waiting.has_room(unseen, set(), MANY)
+    assert _take(waiting) == {1: list("01234")}
+
+
+def test_a_locked_table_with_very_many_keys_is_to_be_read_anew(
+    waiting: WaitingKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One mark for what is visible, and one of its own for what is not: each is there until it is taken."""
+    monkeypatch.setattr(cdc.wal_keys, "MOST_WAITING", 20)
+    for xid in (5, 6, 7):
+        _transaction(waiting, xid, 100 * xid, (TWEETS, str(xid)), (USERS, str(xid)))
+    unseen = Visibility(1_000, frozenset({5}))
+    waiting.forget_keys({1}, unseen)
+    assert not waiting.has_room(unseen, {1}, MANY)
+    anew = Changed({}, {Mark.PASS})
+    assert waiting.take(unseen, {1: 0}, {2}, lambda _attachment: MANY) == {1: anew}
+    assert waiting.position_of(1) == 500
+    assert waiting.take(unseen, {1: 0}, {2}, lambda _attachment: MANY) == {}
+    assert waiting.take(ALL, {1: 0}, {2}, lambda _attachment: MANY) == {1: anew}
+    assert _take(waiting) == {2: ["5", "6", "7"]}
 
 
 def test_a_message_of_ours_names_keys(waiting: WaitingKeys) -> None:
@@ -137,7 +170,7 @@ def test_keys_are_written_as_arrays() -> None:
     assert page_of([("a", 'x"y'), ("b\\", "NULL")]).literals == ('{"a","b\\\\"}', '{"x\\"y","NULL"}')
 
 
-def test_a_time_is_known_once_the_stream_has_passed_the_end_that_was_read_after_it() -> None:
+def test_w3_a_time_is_known_once_the_stream_has_passed_the_end_that_was_read_after_it() -> None:
     times, began = KnownTimes(), datetime(2026, 1, 1, tzinfo=UTC)
     for second in range(3):
         times.note(began + timedelta(seconds=second), 100 * second)

@@ -81,6 +81,15 @@ def test_table_takes_back_what_was_said_before(later: dict[str, TableCursor]) ->
     assert watermarks.newest_covered({("users", 0): 4}) is None
 
 
+def test_topic_that_was_made_again_says_nothing_of_the_one_that_was_read() -> None:
+    watermarks = Watermarks(["users", "tweets"], {"users": "first"})
+    for seconds, topic_id in enumerate(["first", "second", ""]):
+        users = msgspec.structs.replace(table("users", 1, seconds=seconds), topic_id=topic_id)
+        tweets = msgspec.structs.replace(table("tweets", 1, seconds=seconds), topic_id="not read yet")
+        watermarks.add(cursor(users, tweets), offset=seconds)
+        assert watermarks.pending is (topic_id != "second")
+
+
 def test_oldest_time_of_several_captures_counts() -> None:
     watermarks = Watermarks(["users", "tweets"])
     watermarks.add(cursor(table("users", 1, seconds=10), capture="a"), offset=0)
@@ -146,3 +155,30 @@ def test_thinned_candidates_never_claim_too_much(records: int, reached: int) -> 
     assert candidate.time <= at(reached)
     if reached >= records - 1:
         assert candidate.time == at(records - 1), "the newest candidate stays"
+
+
+def test_topic_that_is_named_later_takes_back_what_was_said_without_it() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    watermarks.add(cursor(table("users", 1, seconds=1)), offset=0)
+    watermarks.estimate({"tweets": at(5)})
+    assert watermarks.pending
+    watermarks.add(cursor(table("tweets", 9, seconds=2), capture="other"), offset=1)
+    assert watermarks.newest_covered({("users", 0): 1, ("tweets", 0): 8}) is None
+
+
+def test_estimate_beside_a_watermark_that_is_not_covered_says_nothing() -> None:
+    watermarks = Watermarks(["users", "tweets"])
+    watermarks.add(cursor(table("users", 2, seconds=1)), offset=0)
+    watermarks.estimate({"tweets": at(5)})
+    assert watermarks.newest_covered({("users", 0): 1, ("tweets", 0): 8}) is None
+
+
+def test_stored_estimate_waits_for_the_next_one() -> None:
+    watermarks = Watermarks(["users"])
+    watermarks.estimate({"users": at(1)})
+    assert watermarks.pending
+    reached = watermarks.newest_covered({})
+    assert reached is not None
+    assert (reached.time, reached.flags, reached.cursor_offset) == (at(1), ("estimate",), None)
+    watermarks.reflected(reached)
+    assert not watermarks.pending

@@ -6,7 +6,9 @@ CREATE TABLE cdc.capture (
     published_token text NOT NULL DEFAULT '',
     -- The leader's name, and a count that it raises at least each second; without progress another may take over.
     leader text,
-    beat bigint NOT NULL DEFAULT 0
+    beat bigint NOT NULL DEFAULT 0,
+    -- Any role may write messages into the WAL: only who reads this row can write one that the capture takes for its own.
+    message_secret uuid NOT NULL DEFAULT gen_random_uuid()
 ) WITH (fillfactor = 50);
 
 -- One row a captured table. `id` is never used again, so that a table attached anew is not taken for the old one.
@@ -19,6 +21,12 @@ CREATE TABLE cdc.captured_table (
     kind text NOT NULL CHECK (kind IN ('table', 'partitioned', 'view')),
     -- How changed keys are found: logged by triggers, or read from the WAL.
     source text NOT NULL DEFAULT 'triggers' CHECK (source IN ('triggers', 'wal')),
+    -- The source that is to find them once the capture has taken the table over.
+    moving_to text CHECK (moving_to IN ('triggers', 'wal') AND moving_to <> source),
+    -- A view that a projector keeps: it logs the changes, and says as of when the rows are.
+    is_projected boolean NOT NULL DEFAULT false,
+    -- The transaction in which we have added the table to the publication.
+    published_by xid,
     level text NOT NULL CHECK (level IN ('statement', 'row')),
     -- The columns that may leave the database, all where it is NULL, and those of them that leave it as a keyed hash.
     listed name[],

@@ -113,9 +113,35 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
 $$;
 
 -- The relations that carry a captured table's triggers: the table itself, and everything below a partitioned one.
+-- Not by pg_partition_tree, which locks all of them: a capture that only looks would wait behind who alters one.
 CREATE FUNCTION cdc.tree_of(target regclass) RETURNS SETOF regclass
 LANGUAGE sql STABLE SET search_path = '' AS $$
-    SELECT target UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(target) t
+    WITH RECURSIVE tree (relation) AS (
+        SELECT target
+        UNION ALL
+        SELECT i.inhrelid::regclass
+        FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.relation AND c.relkind = 'p'
+        JOIN pg_catalog.pg_inherits i ON i.inhparent = c.oid)
+    SELECT relation FROM tree
+$$;
+
+-- Keep a table, and all that is below it, from being dropped or taken out of its tree until the transaction ends. One that
+-- is gone is none to keep, and one that the role may not read cannot be kept.
+CREATE FUNCTION cdc.hold(target regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    -- Not the regclass itself: as text that is a number once the table is gone.
+    name text := (SELECT format('%I.%I', n.nspname, c.relname)
+                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                  WHERE c.oid = target AND c.relkind IN ('r', 'p'));
+BEGIN
+    IF name IS NOT NULL THEN
+        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', name);
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    -- Who may not even read it has nothing to do with its triggers: rights to log can be given all the same.
+    NULL;
+END
 $$;
 
 -- Why a relation cannot be captured at this level, or NULL.

@@ -182,14 +182,17 @@ DECLARE
     found record;
 BEGIN
     FOR found IN
-        SELECT g.tgname, g.tgrelid::regclass AS relation
+        SELECT g.oid, g.tgname, g.tgrelid::regclass AS relation
         FROM pg_catalog.pg_trigger g
         JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
         WHERE p.pronamespace = 'cdc'::regnamespace AND p.proname LIKE format('log\_%s\_%%', attached)
           -- Clones go with what they were cloned from.
           AND g.tgparentid = 0 AND g.tgrelid <> ALL (kept)
     LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', found.tgname, found.relation);
+        PERFORM cdc.hold(found.relation);
+        IF EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.oid = found.oid) THEN
+            EXECUTE format('DROP TRIGGER %I ON %s', found.tgname, found.relation);
+        END IF;
     END LOOP;
 END
 $$;

@@ -28,7 +28,8 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
     FROM cdc.tree_of(target) t JOIN pg_catalog.pg_class c ON c.oid = t
     WHERE c.relkind = 'r' AND c.relreplident <> 'f' AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_index i
-        WHERE i.indrelid = c.oid AND i.indisvalid
+        -- Postgres takes no deferrable one for an identity.
+        WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
           AND wanted_key <@ ARRAY(SELECT a.attname FROM unnest(i.indkey::smallint[]) AS k (attnum)
                                   JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum))
@@ -42,8 +43,9 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
         WHEN cdc.kind_of(target) = 'view'
             THEN 'is a view, whose changes are not in the WAL: attach it with VIEWKEEPER_CDC_SOURCE=triggers'
         WHEN cdc.kind_of(target) = 'partitioned'
-             AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = target AND i.indisprimary)
-            THEN 'is partitioned and has no primary key: a partition that comes later would have no replica identity, '
+             AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i
+                             WHERE i.indrelid = target AND i.indisprimary AND i.indimmediate)
+            THEN 'is partitioned and has no primary key that is not deferrable: a partition that comes later would have no replica identity, '
                  'and Postgres would refuse its writers'' UPDATE and DELETE; add one, or attach it with '
                  'VIEWKEEPER_CDC_SOURCE=triggers'
         -- Rows that a subscription applies are in the WAL, as those that row triggers log.
@@ -77,21 +79,37 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
     WHERE t.id = attached
 $$;
 
--- Attach a table to a capture that reads the WAL: it is added to the publication, which is there already. The lock waits
--- for open writers, whose earlier changes would not be decoded. Returns false if it is attached already.
+-- Add a captured table to its publication. The lock waits for open writers, whose earlier changes would not be decoded.
+CREATE FUNCTION cdc.add_to_publication(attached integer) RETURNS void
+LANGUAGE plpgsql SET search_path = '' AS $$
+DECLARE
+    known cdc.captured_table;
+BEGIN
+    SELECT * INTO STRICT known FROM cdc.captured_table t WHERE t.id = attached;
+    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', known.table_oid::regclass);
+    EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s', cdc.publication_name(known.capture), known.table_oid::regclass);
+    UPDATE cdc.captured_table t SET published_by = r.xmin
+    FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+    WHERE t.id = attached AND p.pubname = cdc.publication_name(known.capture) AND r.prrelid = known.table_oid;
+END
+$$;
+
+-- Attach a table to a capture that reads the WAL: it is added to the publication, which is there already. Returns false
+-- if it is attached already.
 CREATE FUNCTION cdc.attach_published(
     capture_name text, target regclass, wanted_key name[] DEFAULT NULL, listed name[] DEFAULT NULL,
     masks name[] DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
-    attached integer := cdc.register(capture_name, target, 'wal', NULL, wanted_key, listed, masks,
-                                     cdc.publication_refusal(target, wanted_key));
+    attached integer;
 BEGIN
+    wanted_key := cdc.kept_key(capture_name, target, wanted_key);
+    attached := cdc.register(capture_name, target, 'wal', NULL, wanted_key, listed, masks,
+                             cdc.publication_refusal(target, wanted_key));
     IF attached IS NULL THEN
         RETURN false;
     END IF;
-    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', target);
-    EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s', cdc.publication_name(capture_name), target);
+    PERFORM cdc.add_to_publication(attached);
     RETURN true;
 END
 $$;
@@ -107,9 +125,7 @@ BEGIN
                WHERE p.pubname = cdc.publication_name(known.capture) AND r.prrelid = known.table_oid) THEN
         RETURN false;
     END IF;
-    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', known.table_oid::regclass);
-    EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s', cdc.publication_name(known.capture),
-                   known.table_oid::regclass);
+    PERFORM cdc.add_to_publication(attached);
     RETURN true;
 EXCEPTION WHEN insufficient_privilege OR undefined_object THEN
     -- Whoever captures may not, or the publication itself is gone: the capture stops and says what to do.

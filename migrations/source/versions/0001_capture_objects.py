@@ -15,6 +15,7 @@ _UP = (
     "0001_log_triggers.sql",
     "0001_columns.sql",
     "0001_publication.sql",
+    "0001_projected.sql",
     "0001_attach.sql",
 )
 

@@ -1,0 +1,85 @@
+"""Requests that are too large, or no requests: a clean 4xx, and the process goes on."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.daemons import Daemon, Daemons
+from tests.integration.test_api import api, client_of
+
+__all__ = ["api"]
+
+SENT_BYTES = 1_000_000
+
+
+@pytest.fixture
+def process(api: Daemons) -> Daemon:
+    return api("api", "run")
+
+
+@pytest.fixture
+def client(process: Daemon) -> Iterator[httpx.Client]:
+    with client_of(process) as client:
+        yield client
+
+
+def _reply(client: httpx.Client, request: bytes) -> tuple[int, bytes]:
+    """Send bytes and return the status and body of what comes back, once the server has closed."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=10) as connection:
+        connection.sendall(request)
+        with connection.makefile("rb") as stream:
+            reply = stream.read()
+    head, _, body = reply.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), body
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /users/" + b"1" * 9_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /users/1?" + b"1" * 9_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /users/1 HTTP/1.1\r\nX: " + b"1" * 33_000 + b"\r\n\r\n", 431),
+        (b"GET /users/1 HTTP/1.1\r\n" + b"X: 1\r\n" * 17_000 + b"\r\n", 431),
+        # A head that never ends.
+        (b"GET /users/1 HTTP/1.1\r\nX: " + b"1" * SENT_BYTES, 431),
+        (b"GET /users/1 HTTP/1.1\r\nContent-Length: 70000\r\n\r\n", 413),
+        (b"POST /users/1 HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n", 413),
+        (b"GET /users/1 HTTP/1.1\r\nContent-Length: many\r\n\r\n", 400),
+        (b"GET /users/\0 HTTP/1.1\r\n\r\n", 400),
+        (b"GET /users/1 HTTP/1.1\r\nX: \0\r\n\r\n", 400),
+        (b"GET /users/caf\xc3\xa9 HTTP/1.1\r\n\r\n", 400),
+        (b"CONNECT users:1 HTTP/1.1\r\n\r\n", 400),
+        (b"no request\r\n\r\n", 400),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, bytes) else None,
+)
+def test_what_is_no_request_or_too_large_is_refused(client: httpx.Client, request_bytes: bytes, status: int) -> None:
+    found, body = _reply(client, request_bytes)
+    assert found == status
+    assert json.loads(body)["status"] == status
+    assert client.get("/users/1").status_code == 404
+
+
+@pytest.mark.parametrize("segment", ["%", "%1", "%zz", "%00", "%FF", "%C3", "1%00"])
+def test_a_bad_escape_is_no_key(client: httpx.Client, segment: str) -> None:
+    # As it is: the client would mend it.
+    request = f"GET /users/{segment} HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
+    assert _reply(client, request)[0] == 404
+
+
+def test_a_small_body_is_passed_over(client: httpx.Client) -> None:
+    for _ in range(2):
+        assert client.request("GET", "/users/1", content=b"x" * 60_000).status_code == 404
+
+
+def test_a_body_that_turns_out_bad_is_refused_and_no_error_of_the_server(client: httpx.Client, process: Daemon) -> None:
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=10) as connection:
+        connection.sendall(b"GET /users/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        with connection.makefile("rb") as stream:
+            assert stream.read().startswith(b"HTTP/1.1 400 ")
+        # Asked after it, answered after it: by now the request has been looked up as well.
+        assert client.get("/users/1").status_code == 404
+    assert process.logged("request_failed") == []
