@@ -45,6 +45,10 @@ class _Outdated(DatabaseError):  # noqa: N818 - the state, not a failure
     """A cached plan must not change its result's types: since a rebuild's swap the view's name leads to others."""
 
 
+class NoAnswerInTime(DatabaseUnavailable):
+    """The server took more than its time for a look-up: asking again would make who waits wait twice."""
+
+
 class Session:
     """A connection with one prepared statement for each view, by its name. Made by `open_session`.
 
@@ -85,8 +89,8 @@ class Session:
     async def look_up(self, view_name: str, keys: Sequence[Key]) -> list[tuple[Any, ...]]:
         """Look keys up in one statement; its rows are those of `api.statements.look_up`, in no order.
 
-        Raises DatabaseUnavailable, DatabaseError or, where a right, the migration or a column is missing,
-        ConfigurationError; then the session is to be closed. One look-up at a time.
+        Raises DatabaseUnavailable, its kind NoAnswerInTime, DatabaseError or, where a right, the migration or a column
+        is missing, ConfigurationError; then the session is to be closed. One look-up at a time.
         """
         literals = array_literals(keys, columns=self._parameters[view_name])
         try:
@@ -125,6 +129,8 @@ class Session:
                 return await self._answer_to(send)
             except pg.FeatureNotSupported as error:
                 raise _Outdated(f"{self._where}: {error.diag.message_primary}") from error
+            except pg.QueryCanceled as error:
+                raise NoAnswerInTime(f"{self._where}: {error.diag.message_primary}") from error
             except _MISSING as error:
                 raise ConfigurationError(
                     f"{self._where}: {error.diag.message_primary}, without which the view {view_name!r} cannot be "
@@ -133,7 +139,7 @@ class Session:
                 ) from error
 
     async def _answer_to(self, send: Callable[[], None]) -> PGresult:
-        """Send one command and return its result; raises psycopg's errors, DatabaseUnavailable without an answer."""
+        """Send one command and return its result; raises psycopg's errors, NoAnswerInTime without an answer."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 self._reply = self._loop.create_future()
@@ -141,7 +147,7 @@ class Session:
                 self._flush()
                 result = await self._reply
         except TimeoutError as error:
-            raise DatabaseUnavailable(f"{self._where}: no answer within {ANSWER_SECONDS:g} s") from error
+            raise NoAnswerInTime(f"{self._where}: no answer within {ANSWER_SECONDS:g} s") from error
         finally:
             self._reply = None
         if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:

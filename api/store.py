@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import SystemRandom
 from typing import Any
 
@@ -11,7 +11,7 @@ import structlog
 from api.errors import StoreUnavailable
 from api.keys import Key
 from api.metrics import LOOKUP_KEYS, STORE_CONNECTIONS
-from api.session import Session, open_session
+from api.session import NoAnswerInTime, Session, open_session
 from api.statements import look_up
 from projector.definition import View
 from runtime.errors import ConfigurationError, ViewkeeperError
@@ -27,6 +27,8 @@ KEYS_IN_QUERY = 500
 PROBE_SECONDS = 0.5
 """So often one idle connection is tried, so that one that is lost is replaced before a request needs it."""
 BACKOFF_CAP_SECONDS = 1.0
+HEAL_SECONDS = 1.5
+"""So long requests wait for a lost connection to be replaced, unless the first try fails before."""
 
 _random = SystemRandom()
 
@@ -52,6 +54,7 @@ class Reading:
 class _Waiting:
     key: Key
     reading: asyncio.Future[Reading]
+    is_second_try: bool = False
 
 
 class PostgresStore:
@@ -68,12 +71,14 @@ class PostgresStore:
         self._idle: list[asyncio.Future[bool]] = []
         self._connecting = asyncio.Lock()
         self._connected = 0
+        # No connection, and no reason to think that one is there in a moment: nobody is to wait for it.
+        self._is_away = True
         self._has_answered = False
         self._reason = f"{describe(url)}: not connected yet"
 
     def ready(self) -> tuple[bool, str]:
         """Return whether the store answers, with a line that says so."""
-        return self._connected > 0, self._reason
+        return not self._is_away, self._reason
 
     async def read(self, view_name: str, key: Key) -> Reading:
         """Read what the store knows of a key, given in its columns' canonical spellings; raises as `ask` does."""
@@ -82,9 +87,10 @@ class PostgresStore:
     def ask(self, view_name: str, key: Key) -> asyncio.Future[Reading]:
         """Ask what the store knows of a key; the reading is there when the query is answered that holds it.
 
-        Raises StoreUnavailable: at once while the store is away or the queue is full, later when a query fails.
+        Raises StoreUnavailable: at once while the store is away or the queue is full, later when a query takes too
+        long, or fails twice.
         """
-        if not self._connected:
+        if self._is_away:
             raise StoreUnavailable("the store cannot be reached")
         if self._waiting_requests >= self._queue_requests:
             raise StoreUnavailable(f"{self._waiting_requests} requests wait for the store already")
@@ -120,11 +126,15 @@ class PostgresStore:
     async def _keep_connected(self) -> None:
         while True:
             session = await self._connect()
-            self._note(+1)
+            self._connected += 1
+            self._is_away = False
+            self._reason = "the store answers"
+            STORE_CONNECTIONS.set(self._connected)
             try:
                 await self._answer(session)
             except ViewkeeperError as error:
-                self._note(-1, str(error))
+                self._connected -= 1
+                STORE_CONNECTIONS.set(self._connected)
                 self._wake_for_work()
                 log.warning("store_connection_lost", reason=str(error))
             finally:
@@ -133,31 +143,36 @@ class PostgresStore:
     async def _connect(self) -> Session:
         """Open a session, however many tries it takes; one task at a time, so that a try is one line in the log."""
         async with self._connecting:
-            attempt = 0
-            while True:
-                try:
-                    session = await open_session(self._url, self._statements)
-                except ViewkeeperError as error:
-                    if isinstance(error, ConfigurationError) and not self._has_answered:
-                        raise
-                    reason = str(error)
-                else:
-                    self._has_answered = True
-                    return session
-                attempt += 1
-                wait_seconds = min(BACKOFF_CAP_SECONDS, 0.1 * 2 ** min(attempt, 10)) * _random.uniform(0.5, 1)
-                if not self._connected:
-                    self._reason = reason
-                log.warning("retrying", reason=reason, attempt=attempt, in_seconds=round(wait_seconds, 2))
-                await asyncio.sleep(wait_seconds)
+            reason = f"{describe(self._url)}: not connected within {HEAL_SECONDS:g} s"
+            patience = asyncio.get_running_loop().call_later(HEAL_SECONDS, self._give_up, reason)
+            try:
+                return await self._try_to_connect()
+            finally:
+                patience.cancel()
 
-    def _note(self, change: int, reason: str = "") -> None:
-        """Note that a connection came (+1) or went (-1); with the last one go all who wait."""
-        self._connected += change
-        STORE_CONNECTIONS.set(self._connected)
+    async def _try_to_connect(self) -> Session:
+        attempt = 0
+        while True:
+            try:
+                session = await open_session(self._url, self._statements)
+            except ViewkeeperError as error:
+                if isinstance(error, ConfigurationError) and not self._has_answered:
+                    raise
+                reason = str(error)
+            else:
+                self._has_answered = True
+                return session
+            attempt += 1
+            wait_seconds = min(BACKOFF_CAP_SECONDS, 0.1 * 2 ** min(attempt, 10)) * _random.uniform(0.5, 1)
+            self._give_up(reason)
+            log.warning("retrying", reason=reason, attempt=attempt, in_seconds=round(wait_seconds, 2))
+            await asyncio.sleep(wait_seconds)
+
+    def _give_up(self, reason: str) -> None:
+        """Refuse all who wait, and who come until there is a connection; unless there is another one."""
         if self._connected:
-            self._reason = "the store answers"
             return
+        self._is_away = True
         self._reason = reason
         for waiting in self._waiting.values():
             _refuse(waiting)
@@ -175,8 +190,11 @@ class PostgresStore:
             LOOKUP_KEYS.observe(len(batch))
             try:
                 rows = await session.look_up(view_name, [waiting.key for waiting in batch])
-            except ViewkeeperError:
+            except NoAnswerInTime:
                 _refuse(batch)
+                raise
+            except ViewkeeperError:
+                self._try_again(view_name, batch)
                 raise
             for position, as_of, is_certain, found, *values in rows:
                 reading = batch[position - 1].reading
@@ -191,6 +209,14 @@ class PostgresStore:
             self._waiting[view_name] = rest
         self._waiting_requests -= len(batch)
         return view_name, batch
+
+    def _try_again(self, view_name: str, batch: Sequence[_Waiting]) -> None:
+        """Have another connection answer those whose connection was lost, before all others; refuse who had that."""
+        _refuse([waiting for waiting in batch if waiting.is_second_try])
+        again = [replace(waiting, is_second_try=True) for waiting in batch if not waiting.is_second_try]
+        if again:
+            self._waiting[view_name] = again + self._waiting.get(view_name, [])
+            self._waiting_requests += len(again)
 
     async def _woken(self) -> bool:
         alarm: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

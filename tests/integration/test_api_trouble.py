@@ -132,13 +132,45 @@ def test_a_killed_database_is_503_promptly_and_heals_by_itself(tmp_path: Path, m
         assert daemon.terminate() == 0
 
 
-def test_lost_connections_heal_by_themselves(api: Daemons, view_url: str) -> None:
-    with ready_client(api("api", "run")) as client:
-        with psycopg.connect(view_url, autocommit=True) as session:
-            for pid in api_backends(view_url):
-                session.execute("SELECT pg_terminate_backend(%s)", (pid,))
+def terminate_backends(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as session:
+        for pid in api_backends(url):
+            session.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
-        assert wait_status(client, "/users/1", 200) < HEAL_SECONDS
+
+def test_nobody_is_refused_for_a_lost_connection(api: Daemons, view_url: str) -> None:
+    daemon = api("api", "run")
+    with ready_client(daemon) as client:
+        for _ in range(3):
+            terminate_backends(view_url)
+            assert client.get("/users/1").status_code == 200
+        wait_until(lambda: daemon.logged("store_connection_lost"), what="the loss in the log")
+
+
+def test_a_lookup_whose_connection_is_lost_is_asked_once_more(api: Daemons, view_url: str) -> None:
+    with ready_client(api("api", "run")) as client, ThreadPoolExecutor(1) as asking:
+        with locked_table(view_url) as lock:
+            request = asking.submit(client.get, "/users/1")
+            wait_for_blocked(lock, 1)
+            terminate_backends(view_url)
+            wait_for_blocked(lock, 1)
+            lock.rollback()
+        assert request.result().status_code == 200
+
+
+def test_a_request_that_ends_connections_ends_two_and_is_refused(api: Daemons, view_url: str) -> None:
+    daemon = api("api", "run")
+    with psycopg.connect(view_url, autocommit=True) as session:
+        session.execute(f"INSERT INTO {TABLE} (user_id, viewkeeper_present) VALUES (2, true)".encode())
+        session.execute("ALTER VIEW public.user_information RENAME TO harmless")
+        session.execute(
+            "CREATE VIEW public.user_information AS SELECT * FROM public.harmless "
+            "WHERE user_id <> 2 OR pg_terminate_backend(pg_backend_pid())"
+        )
+    with ready_client(daemon) as client:
+        assert client.get("/users/2").status_code == 503
+        assert client.get("/users/1").status_code == 200
+    assert len(daemon.logged("store_connection_lost")) == 2
 
 
 def test_a_server_that_says_nothing_is_given_up(api: Daemons, view_url: str) -> None:
@@ -311,9 +343,7 @@ def test_with_few_files_it_keeps_some_for_its_store(tmp_path: Path, view_url: st
                 idle.enter_context(socket.create_connection(address))
             files = Path(f"/proc/{daemon.pid}/fd")
             wait_until(lambda: len(list(files.iterdir())) > connections, what="idle connections to be accepted")
-            with psycopg.connect(view_url, autocommit=True) as session:
-                for pid in api_backends(view_url):
-                    session.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            terminate_backends(view_url)
 
             assert wait_status(client, "/users/1", 200) < HEAL_SECONDS
     assert connections == 75
