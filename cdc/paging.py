@@ -57,15 +57,20 @@ class Paging:
         """The names of the tables with a round that is read page by page."""
         return self._drains.keys()
 
-    def sent(self, unit: Unit) -> None:
-        """Note that a unit is on its way."""
+    def sent(self, unit: Unit) -> int:
+        """Note that a unit is on its way; return its number."""
         self._read += 1
         for page in unit.pages:
             self._sent[unit.tables[str(page.table.name)].topic] = self._read
+        return self._read
 
     def told(self) -> None:
         """Note that the next unit is published; called by the thread that publishes them, in order."""
         self._published += 1
+
+    def is_published(self, number: int) -> bool:
+        """Return whether the unit of that number, and all before it, are published."""
+        return self._published >= number
 
     def bounded(self, entry: TableCursor) -> TableCursor:
         """Let a sweep end where the topic does, once all records of before its beginning are there.

@@ -32,6 +32,9 @@ HEARTBEAT_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 """So often the catalog is asked which tables are attached, and what is requested."""
 
+PUBLISHED_LOOK_SECONDS = 0.1
+"""So often who waits for a round to be published looks whether the session ends."""
+
 
 class Reader:
     """Reads the source, one unit after the other, each made after the one before was read.
@@ -62,6 +65,9 @@ class Reader:
         # A position that was not read in a round is flushed with the next one.
         self._is_unflushed = False
         self._looked_at = self._emitted_at = float("-inf")
+        # The unit of the newest round: while it waits to be published the next would only grow old beside it.
+        self._last_round = 0
+        self._published_more = threading.Event()
         self.tables: tuple[CapturedTable, ...] = ()
         self.published: Mapping[str, TableCursor] = cursor.tables
         self.turned_at = time.monotonic()
@@ -77,18 +83,21 @@ class Reader:
                     self._looked_at = now
                     if self._handover is not None and not self._take_over(self._handover, closing):
                         return
-                if now >= poll_at:
+                if now >= poll_at and self._paging.is_published(self._last_round):
                     poll_at = now + min(self._settings.cdc_poll_seconds, HEARTBEAT_SECONDS)
                     unit = self._round()
                     if unit is not None:
-                        self._paging.sent(unit)
+                        self._last_round = self._paging.sent(unit)
                         yield unit
                 unit = self._next_page()
                 if unit is not None:
                     self._paging.sent(unit)
                     yield unit
-                else:
+                elif self._paging.is_published(self._last_round):
                     closing.wait(poll_at - time.monotonic())
+                else:
+                    self._published_more.wait(PUBLISHED_LOOK_SECONDS)
+                    self._published_more.clear()
         finally:
             self._paging.close()
 
@@ -96,6 +105,7 @@ class Reader:
         """Note what the cursor says now that the next unit is published; each is told, in order."""
         self._paging.told()
         self.published = published
+        self._published_more.set()
 
     def _look(self) -> None:
         """Take up what is attached now, and begin what was asked for."""

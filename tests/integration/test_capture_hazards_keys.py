@@ -1,28 +1,24 @@
 """C3 and C4: rows that must not look deleted, and keys of the topic that are gone from the table."""
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from itertools import islice
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 from confluent_kafka import Producer
 
+import cdc.reading
 from cdc.change import Op, Unit
 from cdc.cursor import Cursor
-from cdc.encoding import JsonEncoding
 from cdc.progress import Phase, phase
-from cdc.reading import Reader
 from cdc.session import SESSION
-from cdc.taking_up import TakingUp
 from cdc.triggers import TriggerSource
-from runtime.kafka import admin
 from runtime.postgres import connect
 from runtime.settings import CdcSettings
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets, tombstones
+from tests.integration.reader_steps import Units, read_units
 from tests.waiting import wait_until
 
 GHOSTS = 4_000
@@ -110,24 +106,20 @@ def test_c4_a_log_is_emptied_once_kafka_knows_and_a_crash_before_the_snapshot_re
         "DELETE FROM tweets WHERE tweet_id < 4",
     )
     cursor = source.cursors()[-1]
-    with _units(source, settings, cursor) as (reader, units):
-        given_up = next(unit for unit in units if phase(unit.tables[TWEETS]) is Phase.WAITING)
-        # Some looks at the catalog later: each round is a second after the one before.
-        assert {phase(unit.tables[TWEETS]) for unit in islice(units, 3)} == {Phase.WAITING}
-        # Kafka has not said that it waits.
-        assert TWEETS not in reader.published
+    with _units(source, settings, cursor) as units:
+        given_up = units.until(lambda unit: phase(unit.tables[TWEETS]) is Phase.WAITING)
+        # Some looks at the catalog later, Kafka has not said that it waits.
+        assert units.is_waiting(seconds=2 * cdc.reading.LOOK_SECONDS)
         assert _log_records(source) > 0
     told = Cursor(capture=CAPTURE, token=cursor.token, tables=dict(given_up.tables))
-    with _units(source, settings, told) as (reader, units):
+    with _units(source, settings, told) as units:
         phases, deleted = [], set[bytes]()
-        for unit in units:
-            reader.told(unit.tables)
+        while Phase.COMPLETE not in phases:
+            unit = units.next()
             phases.append(phase(unit.tables[TWEETS]))
-            deleted |= {key for page in unit.pages if page.op is Op.DELETE for key, _ in page.changes}
+            deleted |= _deleted(unit)
             if phases[-1] is Phase.READING and len(phases) > 1 and phases[-2] is not Phase.READING:
                 assert _log_records(source) == 0
-            if phases[-1] is Phase.COMPLETE:
-                break
     assert list(dict.fromkeys(phases)) == [Phase.WAITING, Phase.READING, Phase.SWEEPING, Phase.COMPLETE]
     assert deleted == {b'{"tweet_id":%d}' % number for number in (1, 2, 3)}
 
@@ -137,27 +129,33 @@ def test_c4_a_log_is_emptied_once_kafka_knows_and_a_crash_before_the_snapshot_re
     "statements", ["TRUNCATE tweets", UNSEEN_DELETE.format("true")], ids=["truncated", "read_anew"]
 )
 def test_c4_a_sweep_covers_records_that_were_on_their_way_when_it_was_begun(
-    source: Source, settings: CdcSettings, daemon: Daemons, statements: str
+    source: Source, settings: CdcSettings, daemon: Daemons, statements: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow broker takes what was read before a TRUNCATE only after the round that found it."""
     source.attach("tweets")
     capture = daemon("cdc", "run")
     source.wait_exact("tweets")
     assert capture.terminate() == 0
-    with _units(source, settings, source.cursors()[-1]) as (reader, units):
-        next(units)
+    with _units(source, settings.model_copy(update={"cdc_chunk_rows": 2}), source.cursors()[-1]) as units:
+        # More than a page, whose rows come after the round that finds them: the next round is not held up by them.
         source.run(insert_tweets(1, 3))
-        rows = next(unit for unit in units if unit.pages)
+        monkeypatch.setattr(cdc.reading, "HEARTBEAT_SECONDS", 3600.0)
+        on_their_way = [units.until(lambda unit: unit.pages), units.next(held=True)]
         source.run(statements)
-        assert any(unit.tables[TWEETS].sweep for unit in islice(units, 3)), "no sweep was begun"
-        _write(source, {key: row for page in rows.pages for key, row in page.changes})
+        # A round before the next look would leave out a table that was altered.
+        monkeypatch.setattr(cdc.reading, "LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(cdc.reading, "HEARTBEAT_SECONDS", 1.0)
+        while not on_their_way[-1].tables[TWEETS].sweep:
+            on_their_way.append(units.next(held=True))
+        while not units.is_waiting(seconds=0.5):
+            on_their_way.append(units.next(held=True))
+        _write(source, {key: row for unit in on_their_way for page in unit.pages for key, row in page.changes})
+        for unit in on_their_way:
+            units.tell(unit)
         deleted = set[bytes]()
-        for unit in units:
-            # As many as were read by then: the rows' unit is the oldest that nobody was told of.
-            reader.told(unit.tables)
-            deleted |= {key for page in unit.pages if page.op is Op.DELETE for key, _ in page.changes}
-            if phase(unit.tables[TWEETS]) is Phase.COMPLETE:
-                break
+        while phase(unit.tables[TWEETS]) is not Phase.COMPLETE:
+            unit = units.next()
+            deleted |= _deleted(unit)
     assert deleted == {b'{"tweet_id":%d}' % number for number in (1, 2, 3)}
 
 
@@ -169,14 +167,18 @@ def _write(source: Source, images: Mapping[bytes, bytes | None]) -> None:
 
 
 @contextmanager
-def _units(source: Source, settings: CdcSettings, cursor: Cursor) -> Iterator[tuple[Reader, Iterator[Unit]]]:
-    """Give a reader that begins at a cursor, and its units, which nobody publishes."""
-    taking_up = TakingUp(settings, admin(settings, name="test"), JsonEncoding(), dict)
+def _units(source: Source, settings: CdcSettings, cursor: Cursor) -> Iterator[Units]:
+    """Give the units of a reader that begins at a cursor."""
     source.lead("test")
-    with closing(connect(source.url, name="reader", settings=SESSION)) as session:
-        reader = Reader(settings, TriggerSource(session, CAPTURE, where="test", leader="test"), taking_up, cursor)
-        with closing(reader.units(threading.Event())) as units:
-            yield reader, units
+    with (
+        closing(connect(source.url, name="reader", settings=SESSION)) as session,
+        read_units(settings, TriggerSource(session, CAPTURE, where="test", leader="test"), cursor) as units,
+    ):
+        yield units
+
+
+def _deleted(unit: Unit) -> set[bytes]:
+    return {key for page in unit.pages if page.op is Op.DELETE for key, _ in page.changes}
 
 
 def _log_records(source: Source) -> int:

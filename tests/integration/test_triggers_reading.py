@@ -1,5 +1,6 @@
 """A real Reader over change logs: what it does between two units."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 
@@ -24,7 +25,7 @@ from tests.waiting import wait_until
 # None of the versions' business.
 pytestmark = pytest.mark.newest_postgres
 
-TWEETS, LEADER = "public.tweets", "the leader"
+TWEETS, USERS, LEADER = "public.tweets", "public.users", "the leader"
 
 
 @pytest.fixture
@@ -61,10 +62,10 @@ def test_rights_to_log_are_given_back_once_the_cursor_says_that_the_table_is_rea
         _wait_complete(units)
         source.run(f"REVOKE USAGE ON SCHEMA cdc FROM {owner}", insert_tweets(1, 10))
         granted = "SELECT cdc.is_logging_granted(id) FROM cdc.captured_table"
-        wait_until(lambda: units.next(held=True).tables[TWEETS].position is None, what="a table that waits")
-        # A look each second, as the units of a table that waits.
-        assert [units.next(held=True).tables[TWEETS].position for _ in range(3)] == [None] * 3
+        waiting = units.until(lambda unit: unit.tables[TWEETS].position is None)
+        assert units.is_waiting(seconds=2 * cdc.reading.LOOK_SECONDS)
         assert source.value(granted) is False
+        units.tell(waiting)
 
         def is_granted() -> bool:
             units.next()
@@ -74,38 +75,67 @@ def test_rights_to_log_are_given_back_once_the_cursor_says_that_the_table_is_rea
         _wait_complete(units)
 
 
-def test_rights_to_log_are_given_back_once_the_cursor_says_so_and_not_what_it_said_of_an_earlier_time(
-    source: Source, units: Units
+def test_a_log_is_emptied_once_the_cursor_says_so_and_not_what_it_said_of_an_earlier_time(
+    source: Source, logs: TriggerSource, settings: CdcSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The unit that is on its way in between has a position, which a killed capture would go on from."""
-    granted = "SELECT cdc.is_logging_granted(id) FROM cdc.captured_table"
-    with other_role(source.connection, "owner") as owner:
-        source.run(f"ALTER TABLE tweets OWNER TO {owner}")
-        source.attach("tweets", level="row")
+    monkeypatch.setattr(cdc.reading, "LOOK_SECONDS", 0.0)
+    seldom = settings.model_copy(update={"cdc_chunk_rows": 10, "cdc_poll_seconds": 1.0})
+    with read_units(seldom, logs) as units:
+        source.attach("tweets")
         _wait_complete(units)
-        source.run(f"REVOKE USAGE ON SCHEMA cdc FROM {owner}")
-        first, again = _held(units, is_waiting=True), _held(units, is_waiting=True)
-        units.tell(first)
-        begun = _held(units, is_waiting=False)
-        source.run(f"REVOKE USAGE ON SCHEMA cdc FROM {owner}", insert_tweets(1, 10))
-        last = _held(units, is_waiting=True)
-        units.tell(again)
-        for _ in range(3):
-            units.next(held=True)
-        assert source.value(granted) is False
-        units.tell(begun)
-        units.tell(last)
+        # Its pages come between the rounds.
+        source.run("INSERT INTO users (user_id) SELECT generate_series(1, 10000)")
+        source.attach("users")
+        units.tell(units.until(lambda unit: USERS in unit.tables and unit.tables[USERS].reading))
+        request_snapshot(source)
+        early = _held_until(units, is_waiting=True)
+        time.sleep(seldom.cdc_poll_seconds)
+        begun = _held_until(units, is_waiting=False)
+        request_snapshot(source)
+        late = _held_until(units, is_waiting=True)
+        source.run(insert_tweets(1, 10))
+        for unit in early:
+            units.tell(unit)
+        after = [units.next(held=True), units.next(held=True)]
+        assert _logged(source) == 10
+        for unit in (*begun, *late, *after):
+            units.tell(unit)
+        wait_until(lambda: bool(units.next()) and _logged(source) == 0, what="a log that is emptied, step by step")
         _wait_complete(units)
 
 
-def _held(units: Units, *, is_waiting: bool) -> Unit:
-    """Return the first unit in which tweets wait, or do no more, before it is published."""
+def request_snapshot(source: Source) -> None:
+    source.run(
+        "INSERT INTO cdc.request (capture, attachment, kind) "
+        "SELECT capture, id, 'snapshot' FROM cdc.captured_table WHERE id = 1"
+    )
 
-    def held() -> Unit | None:
-        unit = units.next(held=True)
-        return unit if (unit.tables[TWEETS].position is None) is is_waiting else None
 
-    return wait_until(held, what="a unit")  # type: ignore[return-value] # not None: it is waited for
+def _logged(source: Source) -> object:
+    return source.value("SELECT count(*) FROM (TABLE cdc.log_1_0 UNION ALL TABLE cdc.log_1_1) AS records")
+
+
+def _held_until(units: Units, *, is_waiting: bool) -> list[Unit]:
+    """Return the units until tweets wait, or do no more, none of them published."""
+    held = [units.next(held=True)]
+    while (held[-1].tables[TWEETS].position is None) is not is_waiting:
+        held.append(units.next(held=True))
+    return held
+
+
+def test_a_round_is_read_once_those_before_are_published_and_has_all_that_changed_until_then(
+    source: Source, units: Units
+) -> None:
+    source.attach("tweets")
+    _wait_complete(units)
+    source.run(insert_tweets(1, 1))
+    first = units.until(lambda unit: unit.pages)
+    source.run(insert_tweets(2, 2))
+    assert units.is_waiting(seconds=0.5)
+    source.run(insert_tweets(3, 3))
+    units.tell(first)
+    assert [len(page.changes) for page in units.next().pages] == [2]
 
 
 def test_what_is_begun_of_a_table_ends_with_its_attachment(
@@ -134,7 +164,7 @@ def test_a_table_that_is_another_one_while_it_waits_is_told_of(
     source.attach("users", "tweets")
     _wait_complete(units)
     source.run("INSERT INTO cdc.log_2_0 (mark) VALUES ('limit')")
-    _held(units, is_waiting=True)
+    wait_until(lambda: units.next().tables[TWEETS].position is None, what="a table that waits")
     monkeypatch.setattr(cdc.reading, "LOOK_SECONDS", 3600.0)
     source.run(
         "ALTER TABLE tweets RENAME TO old_tweets",
@@ -143,7 +173,7 @@ def test_a_table_that_is_another_one_while_it_waits_is_told_of(
         "INSERT INTO users (user_id) VALUES (1)",
     )
     with pytest.raises(CaptureError, match="tweets: the table was dropped or renamed"):
-        _held(units, is_waiting=False)
+        wait_until(lambda: units.next().tables[TWEETS].position, what="a table that is read anew")
 
 
 def test_a_leader_of_before_gives_no_rights_back_behind_its_successors_back(source: Source, units: Units) -> None:
