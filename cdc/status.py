@@ -4,6 +4,7 @@ The structs here and their fields are the JSON of `viewkeeper-cdc status --json`
 Times are ISO 8601, sizes bytes, spans seconds; what is not known is null.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
@@ -25,7 +26,7 @@ from cdc.table_options import Mode
 from cdc.tables import SourceKind
 from cdc.watching import CursorTail, Leader
 from cdc.wire import cursor_topic_name
-from runtime.kafka import admin, check_reachable
+from runtime.kafka import BrokerUnavailable, admin, check_reachable
 from runtime.settings import StatusSettings
 from runtime.words import duration_words
 
@@ -93,6 +94,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A capture and what belongs to it; `needs_a_person` says in words what somebody has to see to, empty mostly.
 
     `slot` is there when tables are read from the WAL, or when one was left.
+    `broker_trouble` says in words why Kafka cannot be asked, null if it can: without it cursor and topics are unknown.
     `token_known` tells whether the source is the one that the cursor was published from; null while there is no cursor.
     """
 
@@ -102,6 +104,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     topic_prefix: str
     encoding: str
     leader: Leader
+    broker_trouble: str | None
     token_known: bool | None
     slot: SlotStatus | None
     tables: tuple[TableStatus, ...]
@@ -111,36 +114,49 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     needs_a_person: tuple[str, ...]
 
 
-def read_status(settings: StatusSettings) -> Status:
-    """Look at source and broker; takes up to three seconds when no leader is alive.
+@dataclass(frozen=True, slots=True)
+class _Kafka:
+    """What Kafka has of a capture: its cursor, and `client` to ask for topics; or the `trouble` that it has instead."""
 
-    Raises DatabaseUnavailable, BrokerUnavailable or ConfigurationError when one of them cannot be asked.
+    client: AdminClient | None = None
+    cursor: Cursor | None = None
+    trouble: str | None = None
+
+
+def read_status(settings: StatusSettings) -> Status:
+    """Look at source and broker; takes up to three seconds when no leader is alive, ten more without the broker.
+
+    Raises DatabaseUnavailable or ConfigurationError when one of them cannot be asked, and BrokerUnavailable where the
+    capture has its lease in Kafka.
     """
     client = admin(settings, name="viewkeeper-cdc-status")
     with outside(settings, client, name="viewkeeper-cdc status") as capture:
-        check_reachable(client, settings)
-        with CursorTail(client, settings, settings.cdc_name) as tail:
-            leader = capture.leader.settled()
-            cursor = tail.newest()
+        leader = capture.leader.settled()
+        kafka = _ask_kafka(settings, client)
+        cursor = kafka.cursor
         # A leader that is alive has compared the tokens, and is past the one that was read here.
         token_known = None if cursor is None else leader.alive or cursor.token in capture.leader.tokens
-        return _status(settings, capture.status, client, leader, cursor, token_known)
+        return _status(settings, capture.status, kafka, leader, token_known)
+
+
+def _ask_kafka(settings: StatusSettings, client: AdminClient) -> _Kafka:
+    try:
+        check_reachable(client, settings)
+        with CursorTail(client, settings, settings.cdc_name) as tail:
+            return _Kafka(client, tail.newest())
+    except BrokerUnavailable as error:
+        return _Kafka(trouble=str(error))
 
 
 def _status(
-    settings: StatusSettings,
-    source: StatusSource,
-    client: AdminClient,
-    leader: Leader,
-    cursor: Cursor | None,
-    token_known: bool | None,
+    settings: StatusSettings, source: StatusSource, kafka: _Kafka, leader: Leader, token_known: bool | None
 ) -> Status:
     now = source.now()
     attached = source.tables()
     cursor_topic = cursor_topic_name(settings.topic_prefix)
-    entries = {table.name: _entry(table, cursor) for table in attached}
+    entries = {table.name: _entry(table, kafka.cursor) for table in attached}
     names = {table.name: f"{settings.topic_prefix}.{table.name}" for table in attached}
-    topics = topic_states(client, [cursor_topic, *names.values()])
+    topics = topic_states(kafka.client, [cursor_topic, *names.values()]) if kafka.client is not None else {}
     tables = tuple(
         _table(
             table,
@@ -156,8 +172,12 @@ def _status(
     state = source.slot()
     slot = _slot(state) if state is not None and (is_slot_used or state.exists) else None
     needs = [*_capture_needs(settings.cdc_name, leader, token_known), *_slot_needs(slot, is_used=is_slot_used)]
+    if kafka.trouble is not None:
+        needs.append(f"{kafka.trouble}; until it answers nothing is published, and changes wait in the source")
     for status in tables:
-        needs.extend(_table_needs(status, entries[status.table]))
+        needs.extend(_log_needs(status))
+        if kafka.trouble is None:
+            needs.extend(_table_needs(status, entries[status.table]))
     return Status(
         capture=settings.cdc_name,
         source=settings.cdc_source,
@@ -165,11 +185,12 @@ def _status(
         topic_prefix=settings.topic_prefix,
         encoding=settings.encoding,
         leader=leader,
+        broker_trouble=kafka.trouble,
         token_known=token_known,
         slot=slot,
         tables=tables,
         cursor_topic=topics.get(cursor_topic),
-        requests=tuple(source.requests(cursor)),
+        requests=tuple(source.requests(kafka.cursor)),
         oldest_transaction=source.oldest_transaction(),
         needs_a_person=tuple(needs),
     )
@@ -251,8 +272,15 @@ def _slot_needs(slot: SlotStatus | None, *, is_used: bool) -> list[str]:
     return [f"{slot.trouble}; run the capture once with VIEWKEEPER_CDC_ON_LOST_SLOT=snapshot"]
 
 
+def _log_needs(table: TableStatus) -> list[str]:
+    log = table.change_log
+    if log is None or log.filling_bytes <= FULL_LOG * log.limit_bytes:
+        return []
+    return [f"{table.table}: its change log is {log.filling_bytes / log.limit_bytes:.0%} full"]
+
+
 def _table_needs(table: TableStatus, entry: TableCursor | None) -> list[str]:
-    needs, name, log = list[str](), table.table, table.change_log
+    needs, name = list[str](), table.table
     if entry is None:
         needs.append(f"{name} is attached, and the capture has not taken it up")
     elif table.phase == Phase.WAITING.name.lower():
@@ -263,8 +291,6 @@ def _table_needs(table: TableStatus, entry: TableCursor | None) -> list[str]:
         needs.append(f"topic {table.topic.name} has cleanup.policy={table.topic.cleanup_policy}, and is to be compact")
     if table.held_back:
         needs.append(f"{name}: {len(table.held_back)} rows are held back, too large for their topic")
-    if log is not None and log.filling_bytes > FULL_LOG * log.limit_bytes:
-        needs.append(f"{name}: its change log is {log.filling_bytes / log.limit_bytes:.0%} full")
     # A table that is read as a whole has a watermark of its newest reading.
     is_moving = table.mode != Mode.BULK
     if is_moving and table.freshness_seconds is not None and table.freshness_seconds > OLD_WATERMARK_SECONDS:

@@ -49,7 +49,7 @@ def _head(status: Status) -> Table:
     rows = {
         "capture": f"{status.capture}, source {status.source}, topics {status.topic_prefix}.*, {status.encoding}",
         "leader": f"{leader.name}, {life}" if leader.name else "none",
-        "cursor": known[status.token_known],
+        "cursor": UNKNOWN if status.broker_trouble else known[status.token_known],
         "snapshots requested": requests or "none",
         "oldest open transaction": _transaction_words(status.oldest_transaction),
     }
@@ -79,7 +79,7 @@ def _tables(status: Status) -> Table:
         freshness = UNKNOWN if one.freshness_seconds is None else duration_words(one.freshness_seconds)
         table.add_row(
             one.table,
-            _phase_words(one),
+            UNKNOWN if status.broker_trouble else _phase_words(one),
             f"{freshness}, uncertain" if one.uncertain else freshness,
             *_log_words(one),
         )
