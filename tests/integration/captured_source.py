@@ -40,6 +40,10 @@ class Source:
         for statement in statements:
             self.connection.execute(statement)
 
+    def logged(self) -> int:
+        """Return how many records the change log of the first attachment holds."""
+        return int(str(self.value("SELECT count(*) FROM (TABLE cdc.log_1_0 UNION ALL TABLE cdc.log_1_1) AS records")))
+
     def now(self) -> datetime:
         """Read the source's clock; after a COMMIT that is a time by which it was committed."""
         return cast(datetime, self.value("SELECT clock_timestamp()"))

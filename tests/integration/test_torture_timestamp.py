@@ -25,6 +25,8 @@ pytestmark = pytest.mark.newest_postgres
 
 TROUBLES = 2
 LOSING = ("plain", "worded", "late")
+MOST_BY_CHANCE = 3
+"""So many deletes may be seen: of rows that a large round found, and read page by page when they were gone again."""
 NAMES = [f"public.{table}" for table in KEYS]
 SETTINGS = {
     # A COPY is more than a page, a table several chunks.
@@ -65,7 +67,7 @@ def test_topics_differ_by_the_documented_losses_which_sweep_and_reconcile_mend(
     assert len(gone) > 50
     assert len(changes) - len(gone) > 50
     source.wait_published(NAMES)
-    _assert_comes_to(source, changes.keys())
+    _assert_comes_to(source, changes.keys(), seen_by_chance=gone)
     _assert_certain_watermarks_are_true(source, Truth([*notes, *written]))
     captures.end()
     # The next session looks back as well, and finds none of them.
@@ -77,18 +79,25 @@ def test_topics_differ_by_the_documented_losses_which_sweep_and_reconcile_mend(
     assert differing(source) == set()
 
 
-def _assert_comes_to(source: CapturedSource, expected: Set[Place]) -> None:
-    """Wait until the topics differ from their tables by these keys, for long if need be, and see that they do."""
+def _assert_comes_to(source: CapturedSource, expected: Set[Place], *, seen_by_chance: Set[Place] = frozenset()) -> None:
+    """Wait until the topics differ from their tables by these keys, for long if need be, and see that they do.
+
+    Of those that may be seen by chance so few are that it was chance.
+    """
     until = time.monotonic() + CATCH_UP_SECONDS
     found: Set[Place] = set()
+
+    def is_expected() -> bool:
+        missing = expected - found
+        return found <= expected and missing <= seen_by_chance and len(missing) <= MOST_BY_CHANCE
 
     def is_over() -> bool:
         nonlocal found
         found = differing(source)
-        return found == expected or time.monotonic() > until
+        return is_expected() or time.monotonic() > until
 
     wait_until(is_over, timeout_seconds=2 * CATCH_UP_SECONDS, what="what is lost")
-    assert (found - expected, expected - found) == (set(), set())
+    assert is_expected(), (found - expected, expected - found)
 
 
 def _assert_certain_watermarks_are_true(source: CapturedSource, truth: Truth) -> None:

@@ -88,32 +88,28 @@ def test_a_log_is_emptied_once_the_cursor_says_so_and_not_what_it_said_of_an_ear
         source.run("INSERT INTO users (user_id) SELECT generate_series(1, 10000)")
         source.attach("users")
         units.tell(units.until(lambda unit: USERS in unit.tables and unit.tables[USERS].reading))
-        request_snapshot(source)
+        _request_snapshot(source)
         early = _held_until(units, is_waiting=True)
         time.sleep(seldom.cdc_poll_seconds)
         begun = _held_until(units, is_waiting=False)
-        request_snapshot(source)
+        _request_snapshot(source)
         late = _held_until(units, is_waiting=True)
         source.run(insert_tweets(1, 10))
         for unit in early:
             units.tell(unit)
         after = [units.next(held=True), units.next(held=True)]
-        assert _logged(source) == 10
+        assert source.logged() == 10
         for unit in (*begun, *late, *after):
             units.tell(unit)
-        wait_until(lambda: bool(units.next()) and _logged(source) == 0, what="a log that is emptied, step by step")
+        wait_until(lambda: bool(units.next()) and source.logged() == 0, what="a log that is emptied, step by step")
         _wait_complete(units)
 
 
-def request_snapshot(source: Source) -> None:
+def _request_snapshot(source: Source) -> None:
     source.run(
         "INSERT INTO cdc.request (capture, attachment, kind) "
         "SELECT capture, id, 'snapshot' FROM cdc.captured_table WHERE id = 1"
     )
-
-
-def _logged(source: Source) -> object:
-    return source.value("SELECT count(*) FROM (TABLE cdc.log_1_0 UNION ALL TABLE cdc.log_1_1) AS records")
 
 
 def _held_until(units: Units, *, is_waiting: bool) -> list[Unit]:
