@@ -31,7 +31,6 @@ HEARTBEAT_SECONDS = 1.0
 """The cursor is written at least so often, so that freshness is known on an idle system, too."""
 LOOK_SECONDS = 1.0
 """So often the catalog is asked which tables are attached, and what is requested."""
-
 PUBLISHED_LOOK_SECONDS = 0.1
 """So often who waits for a round to be published looks whether the session ends."""
 

@@ -11,7 +11,7 @@ INTERVAL_SECONDS = 0.05
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], *, timeout_seconds: float = 30.0, what: str) -> T:
+def wait_until(condition: Callable[[], T | None], *, timeout_seconds: float = 30.0, what: str) -> T:
     """Call `condition` until its value is true and return that value.
 
     Fails the test after `timeout_seconds`, naming `what` was awaited and the last value.

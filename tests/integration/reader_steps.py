@@ -42,7 +42,7 @@ class Units:
             self.tell(unit)
             return None
 
-        return wait_until(held, what="a unit")  # type: ignore[return-value] # not None: it is waited for
+        return wait_until(held, what="a unit")
 
     def is_waiting(self, *, seconds: float) -> bool:
         """Return whether the reader, which goes on by itself, has no unit within so many seconds."""
