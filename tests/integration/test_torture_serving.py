@@ -11,6 +11,7 @@ import tests.worded_view
 from tests.torture import Torture
 from tests.torture_readers import Reply, Traffic, traffic
 from tests.torture_serving import VIEW, Pipeline, pipeline, wait_for
+from tests.waiting import wait_until
 
 # Slow, and none of the versions' business.
 pytestmark = pytest.mark.newest_postgres
@@ -67,10 +68,12 @@ class Away:
         began = time.monotonic()
         yield
         back = time.monotonic()
-        for reader in self._seen.readers:
-            while not any(reply.at > back and reply.status in (200, 404) for reply in reader.replies[-50:]):
-                assert time.monotonic() < back + ANSWER_SECONDS, f"{what} is back, and the API does not answer"
-                time.sleep(0.05)
+
+        def is_answered() -> bool:
+            newest = [reader.replies[-50:] for reader in self._seen.readers]
+            return all(any(reply.at > back and reply.status in (200, 404) for reply in replies) for replies in newest)
+
+        wait_until(is_answered, timeout_seconds=ANSWER_SECONDS, what=f"the API to answer, since {what} is back")
         self._times.append((what, began, time.monotonic()))
 
     def uncovered(self, what: Set[str], times: Sequence[float]) -> list[float]:
