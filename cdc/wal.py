@@ -53,6 +53,7 @@ LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = t
 WHERE t.id = %(attachment)s
 """
 _PUBLISH = "SELECT cdc.publish(%(attachment)s)"
+_WITHDRAW = "SELECT cdc.withdraw_unpublishable(%(capture)s)"
 
 
 class WalSource(AttachedSource):
@@ -101,10 +102,16 @@ class WalSource(AttachedSource):
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
         """Return what is attached, and what it looks like; makes a lost slot anew, or raises CaptureError."""
-        with translated(self._where), self._reading(()):
-            tables = captured_tables(self._connection, self._capture)
-            demand_source(tables, self.kind)
-            looks = self.seen(tables)
+        try:
+            with translated(self._where), self._reading(()):
+                tables = captured_tables(self._connection, self._capture)
+                demand_source(tables, self.kind)
+                looks = self.seen(tables)
+        except CaptureError:
+            # Postgres may refuse the writers of the very table for which the capture stops.
+            with translated(self._where):
+                self._connection.execute(_WITHDRAW, {"capture": self._capture})
+            raise
         with translated(self._where):
             self._learn_owners()
             if tables:

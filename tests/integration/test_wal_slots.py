@@ -109,6 +109,30 @@ def test_what_hides_changes_stops_it(wal: Source, daemon: Daemons, change: str, 
     assert f"public.tweets {complaint}" in capture.log_text().splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("alter", "undo", "complaint"),
+    [
+        ("REPLICA IDENTITY NOTHING", "REPLICA IDENTITY DEFAULT", "has replica identity NOTHING"),
+        ("DROP CONSTRAINT tweets_pkey", "ADD PRIMARY KEY (tweet_id)", "its key (tweet_id) is unique no longer"),
+    ],
+)
+def test_a_table_whose_writers_postgres_refuses_is_taken_out_before_the_capture_stops(
+    wal: Source, daemon: Daemons, alter: str, undo: str, complaint: str
+) -> None:
+    wal.run(insert_tweets(1, 10))
+    attach_wal(wal, "tweets", "users")
+    capture = run_wal(daemon)
+    wal.wait_exact("tweets", "users")
+    wal.run(f"ALTER TABLE tweets {alter}")
+    assert capture.wait() == 1
+    assert complaint in capture.log_text().splitlines()[-1]
+    assert wal.value("SELECT array_agg(prrelid::regclass::text) FROM pg_publication_rel") == ["users"]
+    wal.run("UPDATE tweets SET text = 'x' WHERE tweet_id = 1", "DELETE FROM tweets WHERE tweet_id = 2")
+    wal.run(f"ALTER TABLE tweets {undo}")
+    run_wal(daemon)
+    wal.wait_exact("tweets", "users")
+
+
 def test_a_slot_that_was_moved_beyond_the_cursor_stops_it(wal: Source, daemon: Daemons) -> None:
     attach_wal(wal, "tweets")
     capture = run_wal(daemon)

@@ -36,8 +36,49 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
     LIMIT 1
 $$;
 
--- Why a relation cannot be captured from the WAL, or NULL.
-CREATE FUNCTION cdc.publication_refusal(target regclass, wanted name[]) RETURNS text
+-- The columns of a table that leave the database as they are, or NULL if all do.
+CREATE FUNCTION cdc.plain_columns(target regclass, listed name[], masks name[]) RETURNS name[]
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT CASE WHEN coalesce(listed, masks) IS NOT NULL THEN ARRAY(
+        SELECT a.attname FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped
+          AND a.attname = ANY (coalesce(listed, ARRAY[a.attname])) AND a.attname <> ALL (coalesce(masks, '{}'))) END
+$$;
+
+-- The columns of a table's replica identity, unless that is FULL or NOTHING.
+CREATE FUNCTION cdc.identity_columns(target regclass) RETURNS TABLE (attnum smallint, name name)
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT a.attnum, a.attname
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::smallint[])
+    WHERE c.oid = target
+      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+    ORDER BY a.attnum
+$$;
+
+-- Why the WAL would show columns of a table that are not among those that may leave the database, or NULL. The others are
+-- kept back by a list of columns in the publication, which has to be that of the replica identity at least.
+CREATE FUNCTION cdc.exposure(target regclass, plain name[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT CASE
+        WHEN plain IS NULL THEN NULL
+        WHEN c.relkind = 'p'
+            THEN 'is partitioned and has columns that may not leave the database, which a publication shows of partitions '
+                 'all the same: attach it with VIEWKEEPER_CDC_SOURCE=triggers'
+        WHEN c.relreplident = 'f'
+            THEN format('has columns that may not leave the database, and replica identity FULL, which shows them in the '
+                        'WAL: ALTER TABLE %s REPLICA IDENTITY DEFAULT, or attach it with '
+                        'VIEWKEEPER_CDC_SOURCE=triggers', target)
+        ELSE (SELECT format('has column %I in its replica identity, which the WAL shows, and it may not leave the '
+                            'database as it is: ALTER TABLE %s REPLICA IDENTITY DEFAULT, or attach it with '
+                            'VIEWKEEPER_CDC_SOURCE=triggers', i.name, target)
+              FROM cdc.identity_columns(target) i WHERE i.name <> ALL (plain) LIMIT 1)
+    END
+    FROM pg_catalog.pg_class c WHERE c.oid = target
+$$;
+
+-- Why a relation cannot be captured from the WAL, or NULL; `plain` as cdc.plain_columns gives it.
+CREATE FUNCTION cdc.publication_refusal(target regclass, wanted name[], plain name[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = '' AS $$
     SELECT CASE
         WHEN cdc.kind_of(target) = 'view'
@@ -55,11 +96,29 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
              FROM cdc.key_of(target, wanted) k
              JOIN pg_catalog.pg_attribute a ON a.attrelid = target AND a.attname = k.column_name
              WHERE a.attgenerated <> '' LIMIT 1),
-            cdc.identity_refusal(target, ARRAY(SELECT k.column_name FROM cdc.key_of(target, wanted) k)))
+            cdc.identity_refusal(target, ARRAY(SELECT k.column_name FROM cdc.key_of(target, wanted) k)),
+            cdc.exposure(target, plain))
     END
 $$;
 
--- Why not all changes of a captured table are published, or NULL.
+-- Why a captured table is not to be in its publication as it is now, or NULL.
+CREATE FUNCTION cdc.unpublishable(attached integer) RETURNS text
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT coalesce(
+        cdc.identity_refusal(t.table_oid, t.key_columns),
+        CASE WHEN coalesce(t.listed, t.masks) IS NOT NULL
+             THEN cdc.exposure(t.table_oid, cdc.plain_columns(t.table_oid, t.listed, t.masks)) END)
+    FROM cdc.captured_table t WHERE t.id = attached
+$$;
+
+-- Whether an entry of a publication shows just the columns that it is to show: all, or those that keys are told by.
+CREATE FUNCTION cdc.is_listed_so(known cdc.captured_table, entry pg_catalog.pg_publication_rel) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT entry.prattrs::text IS NOT DISTINCT FROM CASE WHEN coalesce(known.listed, known.masks) IS NOT NULL THEN (
+        SELECT string_agg(i.attnum::text, ' ') FROM cdc.identity_columns(known.table_oid) i) END
+$$;
+
+-- Why not all changes of a captured table are published, or more of them than may be, or NULL.
 CREATE FUNCTION cdc.publication_trouble(attached integer) RETURNS text
 LANGUAGE sql STABLE SET search_path = '' AS $$
     SELECT CASE
@@ -67,11 +126,11 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
         WHEN NOT (p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate) OR p.pubviaroot
             THEN format('is in a publication that was altered: ALTER PUBLICATION %I SET (publish = ''insert, update, '
                         'delete, truncate'', publish_via_partition_root = false)', p.pubname)
-        WHEN r.oid IS NULL THEN format('is not in publication %I any more', p.pubname)
-        WHEN r.prqual IS NOT NULL OR r.prattrs IS NOT NULL
-            THEN format('is in publication %I with a row filter or a list of columns: take it out and add it anew '
-                        'without', p.pubname)
-        ELSE cdc.identity_refusal(t.table_oid, t.key_columns)
+        ELSE coalesce(cdc.unpublishable(attached), CASE
+            WHEN r.oid IS NULL THEN format('is not in publication %I any more', p.pubname)
+            WHEN r.prqual IS NOT NULL OR NOT cdc.is_listed_so(t, r)
+                THEN format('is in publication %I with a row filter or a list of columns that the capture did not make: '
+                            'take it out of there, and the capture adds it anew', p.pubname) END)
     END
     FROM cdc.captured_table t
     LEFT JOIN pg_catalog.pg_publication p ON p.pubname = cdc.publication_name(t.capture)
@@ -79,15 +138,21 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
     WHERE t.id = attached
 $$;
 
--- Add a captured table to its publication. The lock waits for open writers, whose earlier changes would not be decoded.
+-- Add a captured table to its publication, with no more columns than may leave. The lock waits for open writers, whose
+-- earlier changes would not be decoded.
 CREATE FUNCTION cdc.add_to_publication(attached integer) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     known cdc.captured_table;
+    columns text;
 BEGIN
     SELECT * INTO STRICT known FROM cdc.captured_table t WHERE t.id = attached;
     EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', known.table_oid::regclass);
-    EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s', cdc.publication_name(known.capture), known.table_oid::regclass);
+    IF coalesce(known.listed, known.masks) IS NOT NULL THEN
+        SELECT string_agg(format('%I', i.name), ', ') INTO columns FROM cdc.identity_columns(known.table_oid) i;
+    END IF;
+    EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s%s', cdc.publication_name(known.capture),
+                   known.table_oid::regclass, ' (' || columns || ')');
     UPDATE cdc.captured_table t SET published_by = r.xmin
     FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
     WHERE t.id = attached AND p.pubname = cdc.publication_name(known.capture) AND r.prrelid = known.table_oid;
@@ -101,11 +166,16 @@ CREATE FUNCTION cdc.attach_published(
     masks name[] DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
+    plain name[] := coalesce(
+        cdc.plain_columns(target, listed, masks),
+        -- One that comes from triggers keeps what it was attached with.
+        (SELECT cdc.plain_columns(target, t.listed, t.masks) FROM cdc.captured_table t
+         WHERE t.capture = capture_name AND t.table_oid = target));
     attached integer;
 BEGIN
     wanted_key := cdc.kept_key(capture_name, target, wanted_key);
     attached := cdc.register(capture_name, target, 'wal', NULL, wanted_key, listed, masks,
-                             cdc.publication_refusal(target, wanted_key));
+                             cdc.publication_refusal(target, wanted_key, plain));
     IF attached IS NULL THEN
         RETURN false;
     END IF;
@@ -114,16 +184,28 @@ BEGIN
 END
 $$;
 
--- Add a captured table to its publication again; returns whether it was missing.
+-- Add a captured table to its publication again; returns whether it was missing, or showed other columns than it is to
+-- show. One that is not to be there is taken out, since Postgres refuses UPDATE and DELETE of a published table whose
+-- replica identity is gone, or is another one than its list of columns.
 CREATE FUNCTION cdc.publish(attached integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE
     known cdc.captured_table;
+    entry pg_catalog.pg_publication_rel;
 BEGIN
     SELECT * INTO STRICT known FROM cdc.captured_table t WHERE t.id = attached;
-    IF EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-               WHERE p.pubname = cdc.publication_name(known.capture) AND r.prrelid = known.table_oid) THEN
+    SELECT r.* INTO entry FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+    WHERE p.pubname = cdc.publication_name(known.capture) AND r.prrelid = known.table_oid;
+    IF cdc.unpublishable(attached) IS NOT NULL THEN
+        PERFORM cdc.withdraw(known.capture, known.table_oid);
         RETURN false;
+    END IF;
+    IF entry.oid IS NOT NULL THEN
+        -- Another list than all columns is somebody's wish, unless it is ours of before.
+        IF coalesce(known.listed, known.masks) IS NULL OR cdc.is_listed_so(known, entry) THEN
+            RETURN false;
+        END IF;
+        PERFORM cdc.withdraw(known.capture, known.table_oid);
     END IF;
     PERFORM cdc.add_to_publication(attached);
     RETURN true;
@@ -133,6 +215,18 @@ EXCEPTION WHEN insufficient_privilege OR undefined_object THEN
 END
 $$;
 REVOKE EXECUTE ON FUNCTION cdc.publish(integer) FROM PUBLIC;
+
+-- Take those tables out of a capture's publication that are not to be there as they are now: their writers go on then.
+CREATE FUNCTION cdc.withdraw_unpublishable(capture_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+BEGIN
+    PERFORM cdc.withdraw(t.capture, t.table_oid) FROM cdc.captured_table t
+    WHERE t.capture = capture_name AND cdc.unpublishable(t.id) IS NOT NULL;
+EXCEPTION WHEN insufficient_privilege OR undefined_object THEN
+    -- Whoever captures may not: the capture stops and says what to do.
+END
+$$;
+REVOKE EXECUTE ON FUNCTION cdc.withdraw_unpublishable(text) FROM PUBLIC;
 
 -- Take a table out of a capture's publication, if it is there.
 CREATE FUNCTION cdc.withdraw(capture_name text, target oid) RETURNS void
