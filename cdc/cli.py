@@ -8,7 +8,6 @@ import click
 import psycopg
 from confluent_kafka.admin import AdminClient
 from pydantic import ValidationError
-from rich.console import Console
 
 from cdc.attachment import attach, detach, how_attached
 from cdc.daemon import run_session
@@ -33,6 +32,7 @@ from runtime.kafka import admin
 from runtime.postgres import connect, describe, translated
 from runtime.settings import CaptureSettings, CdcSettings, StatusSettings
 from runtime.stop import stop_on_signals
+from runtime.terminal import plain_console
 
 _UNSEEN = (
     "{view}: a view has no triggers: a change of its rows is published only once whoever makes it calls "
@@ -234,7 +234,7 @@ def reconcile_tables(tables: tuple[str, ...], *, dry_run: bool, as_json: bool, w
     """
     settings = start(StatusSettings)
     names = [TableName.parse(table) for table in tables]
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console()
     found: list[Shown] = []
     try:
         with (
@@ -276,7 +276,7 @@ def status(*, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        Console(highlight=False, markup=False, emoji=False).print(status_text(found))
+        plain_console().print(status_text(found))
     if found.needs_a_person:
         sys.exit(1)
 

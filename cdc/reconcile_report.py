@@ -4,13 +4,14 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cdc.judging import Kind
 from cdc.reconcile import Reconciled
 from cdc.reconciling import Say
+from runtime.terminal import plain_console
 
 MOST_KEYS = 20
 """So many keys of each kind are shown for a table; the JSON has all."""
@@ -134,7 +135,7 @@ def _examples(one: Shown) -> Iterator[str]:
 @contextmanager
 def progress() -> Iterator[Say]:
     """Offer a line on standard error that is rewritten, if that is a terminal."""
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = plain_console(stderr=True)
     if not console.is_terminal:
         yield lambda _words: None
         return

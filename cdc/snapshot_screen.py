@@ -3,20 +3,20 @@
 from collections.abc import Iterable
 
 import click
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from cdc.progress import Phase
 from cdc.requests import Look
 from cdc.wire import TableName
+from runtime.terminal import plain_console
 
 NOT_RUNNING = "no capture is running; its start begins with the requests: viewkeeper-cdc run"
 
 
 def show(looks: Iterable[Look], *, on_stderr: bool) -> None:
     """Show looks until they end, on standard error where standard output is a program's."""
-    console = Console(stderr=on_stderr, highlight=False, markup=False, emoji=False)
+    console = plain_console(stderr=on_stderr)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             for look in looks:

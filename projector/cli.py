@@ -5,7 +5,6 @@ from datetime import datetime
 
 import click
 import msgspec
-from rich.console import Console
 
 from projector.audit import AuditResult, audit_view
 from projector.daemon import Projector
@@ -24,10 +23,10 @@ from projector.version_commands import drop, rebuild, rollback
 from runtime.cli import print_json, run_command, settings_epilog, start
 from runtime.daemon import keep_running
 from runtime.health import Health, health_listener
-from runtime.kafka import admin, check_reachable
 from runtime.postgres import connect, describe, translated
 from runtime.settings import AuditSettings, PreviewSettings, ProjectorSettings, ViewSettings, ViewStatusSettings
 from runtime.stop import stop_on_signals
+from runtime.terminal import plain_console
 
 SECONDS = click.FloatRange(0, 86_400)
 
@@ -109,7 +108,7 @@ def preview(view: str, key: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        Console(highlight=False, markup=False, emoji=False).print(preview_text(declared, found))
+        plain_console().print(preview_text(declared, found))
 
 
 @commands.command(epilog=settings_epilog(ViewSettings))
@@ -160,27 +159,14 @@ def status(*, seconds: float, as_json: bool) -> None:
     """Show as-of, lag, rate and time to catch up of each view; exit code 1 if something needs a person.
 
     That is: a topic that is missing, was made anew or lost records, records that wait while none is applied, an as-of
-    that is not known or, unless it is an estimate, older than ten seconds.
+    that is not known or, unless it is an estimate, older than ten seconds, a broker that does not answer.
     """
-    settings = start(ViewStatusSettings)
-    where = describe(settings.view_url)
-    client = admin(settings, name="viewkeeper-projector-status")
-    check_reachable(client, settings)
-    with connect(settings.view_url, name="viewkeeper-status") as connection:
-        found = read_status(
-            connection,
-            client,
-            load_views(settings.views),
-            topic_prefix=settings.topic_prefix,
-            where=where,
-            kafka=f"Kafka {settings.kafka_bootstrap_servers}",
-            seconds=seconds,
-        )
+    found = read_status(start(ViewStatusSettings), seconds=seconds)
     if as_json:
         print_json(found)
     else:
-        Console(highlight=False, markup=False, emoji=False).print(status_text(found))
-    if any(view.needs_a_person for view in found.views):
+        plain_console().print(status_text(found))
+    if found.broker_trouble or any(view.needs_a_person for view in found.views):
         sys.exit(1)
 
 
@@ -202,7 +188,7 @@ def explain_key(view: str, key: str, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        Console(highlight=False, markup=False, emoji=False).print(explained_text(found))
+        plain_console().print(explained_text(found))
     if found.disagreeing:
         sys.exit(1)
 

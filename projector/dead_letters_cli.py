@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import click
 import msgspec
 from psycopg import Connection
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from cdc.decodings import open_decoding
 from projector.daemon import SESSION_SETTINGS
@@ -19,6 +19,7 @@ from projector.retrying import Outcome, Retried, Retrier
 from runtime.cli import print_json, settings_epilog, start
 from runtime.postgres import connect, describe, translated
 from runtime.settings import ViewSettings, ViewStatusSettings
+from runtime.terminal import plain_console
 
 VIEWS = """
 SELECT DISTINCT view FROM projector.view_version ORDER BY view
@@ -163,4 +164,4 @@ def _words(retried: Retried) -> str:
 
 
 def _print(text: RenderableType) -> None:
-    Console(highlight=False, markup=False, emoji=False).print(text)
+    plain_console().print(text)

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
-from confluent_kafka.admin import AdminClient
 from psycopg import Connection
 
 from cdc.wire import cursor_topic_name, topic_name
 from projector.definition import View
+from projector.loading import load_views
 from projector.locks import version_changers
 from projector.offsets import Offsets, StoredOffset
 from projector.outages import outage
 from projector.registry import Registered, State, ViewVersion, all_versions, is_declared, rebuild_command
 from projector.topics import Topic, describe_topics, first_offsets
 from projector.watermarks import ESTIMATE
-from runtime.kafka import LostHistory
-from runtime.postgres import translated
+from runtime.kafka import BrokerUnavailable, LostHistory, admin, check_reachable
+from runtime.postgres import connect, describe, translated
+from runtime.settings import ViewStatusSettings
 
 OLD_AS_OF_SECONDS = 10.0
 
@@ -33,21 +34,24 @@ SELECT count(*) FROM projector.dead_letter WHERE view = %s AND version = %s
 
 
 class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a partition has been applied: `lag_records` offsets, markers included, are before it."""
+    """How far a partition has been applied: `lag_records` offsets, markers included, are before it.
+
+    They and the end are null while the broker does not answer.
+    """
 
     topic: str
     partition: int
     next_offset: int
-    end_offset: int
-    lag_records: int
+    end_offset: int | None
+    lag_records: int | None
 
 
 class ViewStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A version of a view; readers see the one in state `active`.
 
     `records_per_second` is the rate between two looks, `seconds_left` the time to catch up at it; null while nothing
-    moves. `as_of` is null until a watermark is reflected, `as_of_age_seconds` by the view database's clock.
-    `dead_letters` counts the records that could not be applied.
+    moves, as is `lag_records` while the broker does not answer. `as_of` is null until a watermark is reflected,
+    `as_of_age_seconds` is by the view database's clock. `dead_letters` counts the records that could not be applied.
     `needs_a_person` says in words what somebody has to see to, empty mostly.
     """
 
@@ -57,7 +61,7 @@ class ViewStatus(msgspec.Struct, frozen=True, kw_only=True):
     as_of: datetime | None
     as_of_flags: tuple[str, ...]
     as_of_age_seconds: float | None
-    lag_records: int
+    lag_records: int | None
     records_per_second: float
     seconds_left: float | None
     dead_letters: int
@@ -66,9 +70,13 @@ class ViewStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """All versions of the views that are declared."""
+    """All versions of the views that are declared.
+
+    `broker_trouble` says in words why Kafka cannot be asked, null if it can: without it no topic's end is known.
+    """
 
     topic_prefix: str
+    broker_trouble: str | None
     views: tuple[ViewStatus, ...]
 
 
@@ -80,34 +88,36 @@ class _Look:
     stored: list[StoredOffset]
 
 
-def read_status(
-    connection: Connection,
-    client: AdminClient,
-    views: Sequence[View],
-    *,
-    topic_prefix: str,
-    where: str,
-    kafka: str,
-    seconds: float,
-) -> Status:
-    """Look at all views twice, so many seconds apart.
+def read_status(settings: ViewStatusSettings, *, seconds: float) -> Status:
+    """Look at all views twice, so many seconds apart; takes ten more without the broker.
 
-    Raises ConfigurationError, DefinitionError or BrokerUnavailable where a view or the broker cannot be looked at.
+    Raises ConfigurationError or DefinitionError where a view cannot be looked at, DatabaseUnavailable where none can.
     """
-    with translated(where):
+    views, where, prefix = load_views(settings.views), describe(settings.view_url), settings.topic_prefix
+    with connect(settings.view_url, name="viewkeeper-status") as connection, translated(where):
         versions = all_versions(connection, views, where=where)
         before = [_look(connection, one.kept) for one in versions]
         time.sleep(seconds)
         after = [_look(connection, one.kept) for one in versions]
         # The ends last: they only grow, and no offset is stored beyond them.
-        names = {name for one in versions for name in _topics(one.kept.view, topic_prefix)}
-        topics = describe_topics(client, sorted(names), where=kafka)
+        names = {name for one in versions for name in _topics(one.kept.view, prefix)}
+        topics, trouble = _ask_kafka(settings, sorted(names))
         otherwise = _declared_otherwise(views, versions)
         found = [
-            _view(connection, one, topics, topic_prefix, looks, otherwise=one.kept.view.name in otherwise)
+            _view(connection, one, topics, prefix, looks, otherwise=one.kept.view.name in otherwise)
             for one, *looks in zip(versions, before, after, strict=True)
         ]
-    return Status(topic_prefix=topic_prefix, views=tuple(found))
+    return Status(topic_prefix=prefix, broker_trouble=trouble, views=tuple(found))
+
+
+def _ask_kafka(settings: ViewStatusSettings, names: Sequence[str]) -> tuple[Mapping[str, Topic] | None, str | None]:
+    """Return the topics that are there; None, and why, while the broker does not answer."""
+    client = admin(settings, name="viewkeeper-projector-status")
+    try:
+        check_reachable(client, settings)
+        return describe_topics(client, names, where=f"Kafka {settings.kafka_bootstrap_servers}"), None
+    except BrokerUnavailable as error:
+        return None, str(error)
 
 
 def _topics(view: View, prefix: str) -> list[str]:
@@ -132,7 +142,7 @@ def _look(connection: Connection, version: ViewVersion) -> _Look:
 def _view(
     connection: Connection,
     registered: Registered,
-    topics: Mapping[str, Topic],
+    topics: Mapping[str, Topic] | None,
     topic_prefix: str,
     looks: Sequence[_Look],
     *,
@@ -141,9 +151,10 @@ def _view(
     version, names = registered.kept, _topics(registered.kept.view, topic_prefix)
     before, after = looks
     # The cursor topic is read again from where newer watermarks may need it: what is before that is no lag.
-    changelogs = [at for at in after.stored if at.topic in names[:-1] and _is_there(at, topics)]
-    partitions = tuple(_partition(at, topics[at.topic]) for at in changelogs)
-    lag = sum(one.lag_records for one in partitions)
+    stored = [at for at in after.stored if at.topic in names[:-1]]
+    changelogs = stored if topics is None else [at for at in stored if _is_there(at, topics)]
+    partitions = tuple(_partition(at, None if topics is None else topics[at.topic]) for at in changelogs)
+    lag = None if topics is None else sum(one.lag_records or 0 for one in partitions)
     moved = sum(at.next_offset for at in after.stored) - sum(at.next_offset for at in before.stored)
     rate = max(moved, 0) / (after.at - before.at)
     row = connection.execute(_AS_OF, [version.view.name, version.version]).fetchone()
@@ -153,10 +164,14 @@ def _view(
         needs = _unkept_needs(connection, registered)
     else:
         needs = [
-            *_needs(topics, names, after.stored, as_of_age=age, flags=flags, stands=lag > 0 and not rate),
+            *_needs(after.stored, as_of_age=age, flags=flags, stands=bool(lag) and not rate),
             *_left_out(version.view.name, letters),
-            *_left_alone(version.view.name, topics, changelogs),
         ]
+        if topics is not None:
+            needs += [
+                *_topic_needs(topics, names, after.stored),
+                *_left_alone(version.view.name, topics, changelogs),
+            ]
     if otherwise and registered.state is State.ACTIVE:
         needs.append(f"it is declared otherwise than it was made: {rebuild_command(version.view.name)}")
     return ViewStatus(
@@ -168,7 +183,7 @@ def _view(
         as_of_age_seconds=age,
         lag_records=lag,
         records_per_second=rate,
-        seconds_left=0.0 if not lag else (lag / rate if rate else None),
+        seconds_left=0.0 if lag == 0 else (lag / rate if lag and rate else None),
         dead_letters=letters,
         partitions=partitions,
         needs_a_person=tuple(needs),
@@ -179,14 +194,14 @@ def _is_there(at: StoredOffset, topics: Mapping[str, Topic]) -> bool:
     return at.topic in topics and at.partition < len(topics[at.topic].high)
 
 
-def _partition(at: StoredOffset, topic: Topic) -> PartitionStatus:
-    end = topic.high[at.partition]
+def _partition(at: StoredOffset, topic: Topic | None) -> PartitionStatus:
+    end = None if topic is None else topic.high[at.partition]
     return PartitionStatus(
         topic=at.topic,
         partition=at.partition,
         next_offset=at.next_offset,
         end_offset=end,
-        lag_records=max(end - at.next_offset, 0),
+        lag_records=None if end is None else max(end - at.next_offset, 0),
     )
 
 
@@ -201,15 +216,7 @@ def _unkept_needs(connection: Connection, registered: Registered) -> list[str]:
     return [f"nobody fills it: {rebuild_command(name)} goes on with it, {drop} gives it up"]
 
 
-def _needs(
-    topics: Mapping[str, Topic],
-    names: Sequence[str],
-    stored: Sequence[StoredOffset],
-    *,
-    as_of_age: float | None,
-    flags: Sequence[str],
-    stands: bool,
-) -> list[str]:
+def _topic_needs(topics: Mapping[str, Topic], names: Sequence[str], stored: Sequence[StoredOffset]) -> list[str]:
     needs = [
         f"topic {name} is missing: is its table attached, and viewkeeper-cdc run up?"
         for name in names[:-1]
@@ -219,6 +226,11 @@ def _needs(
         first_offsets(topics, [at for at in stored if at.topic in topics])
     except LostHistory as error:
         needs.append(str(error))
+    return needs
+
+
+def _needs(stored: Sequence[StoredOffset], *, as_of_age: float | None, flags: Sequence[str], stands: bool) -> list[str]:
+    needs = []
     if not stored:
         needs.append("nothing was ever applied: is viewkeeper-projector run up?")
     elif stands:

@@ -19,7 +19,8 @@ def _views(status: Status) -> Table:
     table = _grid("view", "version", "state", "as of", "lag", "records/s", "caught up in")
     for view in status.views:
         left = "?" if view.seconds_left is None else duration_words(view.seconds_left)
-        lag, rate = f"{view.lag_records:,}", f"{view.records_per_second:,.0f}"
+        lag = "?" if view.lag_records is None else f"{view.lag_records:,}"
+        rate = f"{view.records_per_second:,.0f}"
         table.add_row(view.view, str(view.version), view.state, _as_of_words(view), lag, rate, left)
     return table
 
@@ -45,6 +46,8 @@ def _lagging(status: Status) -> Iterator[RenderableType]:
 
 def _needs(status: Status) -> Iterator[RenderableType]:
     needs = [f"- {view.view} {view.version}: {need}" for view in status.views for need in view.needs_a_person]
+    if status.broker_trouble:
+        needs.insert(0, f"- {status.broker_trouble}; until it answers nothing is applied")
     if not needs:
         yield Text("Nothing needs a person.", style="green")
         return

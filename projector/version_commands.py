@@ -170,8 +170,14 @@ def _opened(name: str, wait_seconds: float) -> Iterator[tuple[Versions, View | N
 
 
 def _asked(pair: Pair) -> bool:
-    with interruptible():
-        swaps = click.confirm(f"Swap version {pair.old.version} for {pair.new.version}?", err=True)
+    try:
+        with interruptible():
+            swaps = click.confirm(f"Swap version {pair.old.version} for {pair.new.version}?", err=True)
+    except click.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        click.echo("\nNobody answers on standard input; --when ready swaps without a question.", err=True)
+        swaps = False
     if not swaps:
         click.echo(
             f"Version {pair.new.version} stays beside. To be asked again: viewkeeper-projector rebuild {pair.name}; to "

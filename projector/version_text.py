@@ -5,13 +5,13 @@ from contextlib import nullcontext
 
 import click
 import msgspec
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from projector.comparing import Comparison, Difference
 from projector.filling import Progress
 from projector.rebuild import Waiting
+from runtime.terminal import plain_console
 from runtime.words import duration_words
 
 NOT_KEPT = "no viewkeeper-projector run keeps this view: this command brings its versions to one point"
@@ -36,7 +36,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 def show_progress(steps: Iterable[Progress | Waiting], what: str) -> Progress | None:
     """Show steps until they end, on standard error; return the last of a filling."""
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = plain_console(stderr=True)
     last: Progress | None = None
     said = ""
     terminal = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else nullcontext()

@@ -42,6 +42,10 @@ def test_no_leaves_the_version_beside_and_yes_swaps(
     assert "no viewkeeper-projector run keeps this view" in no.stderr
     assert "viewkeeper-projector drop user_information --version 2" in no.stderr
     assert states(view_url) == {1: "active", 2: "ready"}
+    nobody = rebuild("")
+    assert nobody.returncode == 0, nobody.stderr
+    assert "Nobody answers on standard input; --when ready swaps without a question." in nobody.stderr
+    assert states(view_url) == {1: "active", 2: "ready"}
     execute(view_url, "UPDATE projector.user_information_v2 SET tweet_count = 7 WHERE user_id = 1")
     yes = rebuild("y\n")
     assert yes.returncode == 0, yes.stderr

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from compose.local.process import free_port
 from tests.daemons import ROOT, Daemons
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps
@@ -85,6 +86,28 @@ def test_a_projector_at_work_has_a_rate(changelog: Changelog, settings_env: dict
     finally:
         done.set()
         writing.join()
+
+
+def test_without_its_broker_it_shows_what_the_view_database_knows(
+    steps: Steps, changelog: Changelog, settings_env: dict[str, str]
+) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        changelog.watermark(datetime.now(UTC) + timedelta(minutes=1))
+    steps.catch_up()
+    away = {**settings_env, "VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"}
+    code, text = _status(away, "--json")
+    assert code == 1
+    found = json.loads(text.splitlines()[-1])
+    assert away["VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS"] in found["broker_trouble"]
+    (view,) = found["views"]
+    assert view["as_of"] is not None
+    assert (view["lag_records"], view["seconds_left"], view["needs_a_person"]) == (None, None, [])
+    assert {one["topic"] for one in view["partitions"]} >= {changelog.topic("users")}
+    assert {(one["end_offset"], one["lag_records"]) for one in view["partitions"]} == {(None, None)}
+    code, text = _status(away)
+    assert code == 1
+    assert f"- {found['broker_trouble']}; until it answers nothing is applied" in text
 
 
 def test_a_topic_that_is_gone_is_named(steps: Steps, changelog: Changelog, settings_env: dict[str, str]) -> None:
