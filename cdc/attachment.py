@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import psycopg
+import structlog
 from psycopg import errors as pg
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from cdc.rights import complaint, missing_rights
 from cdc.slots import SLOT_PATIENCE_SECONDS, drop_unused_slot, make_slot, slot_held
@@ -15,10 +16,14 @@ from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.postgres import LockNotAvailable, translated
 
+log = structlog.get_logger()
+
 Columns = tuple[str, ...]
 
 PATIENCE_SECONDS = 30.0
 """For how long a table's lock is asked for again and again, each time for `lock_timeout` only."""
+_SAID_AT_ATTEMPT = 5
+"""When a wait is worth a word: about a second has passed."""
 
 _FIND = """
 SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -140,9 +145,16 @@ def _patiently(call: Callable[[], bool]) -> bool:
         retry=retry_if_exception_type(LockNotAvailable),
         wait=wait_random_exponential(multiplier=0.1, max=1.0),
         stop=stop_after_delay(PATIENCE_SECONDS),
+        before_sleep=_say_wait,
         reraise=True,
     )
     return retrying(call)
+
+
+def _say_wait(state: RetryCallState) -> None:
+    if state.attempt_number == _SAID_AT_ATTEMPT:
+        reason = state.outcome.exception() if state.outcome else None
+        log.info("waiting", reason=str(reason), at_most_seconds=PATIENCE_SECONDS)
 
 
 def _call(connection: psycopg.Connection, statement: str, values: Mapping[str, object], where: str) -> bool:

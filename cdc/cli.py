@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cdc.attachment import attach, detach, how_attached
 from cdc.daemon import run_session
 from cdc.documents import Attachment, Attachments, RequestedSnapshot, RequestedSnapshots
+from cdc.errors import WireError
 from cdc.outside import Outside, outside
 from cdc.reconcile import reconcile
 from cdc.reconcile_report import Shown, conclusion, counts_and_keys, json_pieces, progress, shown
@@ -46,6 +47,18 @@ def commands() -> None:
     """Capture changes of Postgres tables into compacted Kafka topics."""
 
 
+class _Table(click.ParamType[TableName]):
+    """A table's name, with its schema or in public."""
+
+    name = "table"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> TableName:
+        try:
+            return TableName.parse(str(value))
+        except WireError as error:
+            self.fail(str(error), param, ctx)
+
+
 @commands.command(epilog=settings_epilog(CdcSettings))
 def run() -> None:
     """Run the capture until SIGTERM or Ctrl-C; a second instance waits as its standby."""
@@ -56,7 +69,7 @@ def run() -> None:
 
 
 @commands.command("attach", epilog=settings_epilog(CaptureSettings))
-@click.argument("tables", nargs=-1, metavar="[TABLE…]")
+@click.argument("tables", type=_Table(), nargs=-1, metavar="[TABLE…]")
 @click.option(
     "--level",
     type=click.Choice([level.value for level in Level]),
@@ -67,7 +80,7 @@ def run() -> None:
 @click.option("--masks", metavar="a,b", help="columns that leave it as a hash under VIEWKEEPER_CDC_MASK_KEY")
 @_json_option
 def attach_tables(
-    tables: tuple[str, ...],
+    tables: tuple[TableName, ...],
     *,
     level: str | None,
     key: str | None,
@@ -110,7 +123,7 @@ def _attached_words(*, new: bool, moving: SourceKind | None) -> str:
 
 
 def _wanted(
-    settings: CaptureSettings, tables: tuple[str, ...], level: str | None, lists: Mapping[str, str | None]
+    settings: CaptureSettings, tables: tuple[TableName, ...], level: str | None, lists: Mapping[str, str | None]
 ) -> tuple[TableOptions, ...]:
     given = {name: names for name, names in lists.items() if names is not None}
     if tables:
@@ -118,7 +131,7 @@ def _wanted(
         columns = {name: tuple(column.strip() for column in names.split(",")) for name, names in given.items()}
         said = {"level": of_level, **columns}
         try:
-            return tuple(TableOptions.model_validate({"name": TableName.parse(table), **said}) for table in tables)
+            return tuple(TableOptions.model_validate({"name": table, **said}) for table in tables)
         except ValidationError as error:
             wrong = str(error.errors()[0]["loc"][0])
             raise click.UsageError(
@@ -134,13 +147,13 @@ def _wanted(
 
 
 @commands.command("detach", epilog=settings_epilog(CaptureSettings))
-@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.argument("tables", type=_Table(), nargs=-1, required=True, metavar="TABLE…")
 @_json_option
-def detach_tables(tables: tuple[str, ...], *, as_json: bool) -> None:
+def detach_tables(tables: tuple[TableName, ...], *, as_json: bool) -> None:
     """Detach TABLEs from the capture: what was made for them goes, their topics stay as they are."""
     with _source() as (settings, connection, where):
         done = []
-        for table in map(TableName.parse, tables):
+        for table in tables:
             known = detach(connection, settings.cdc_name, table, where=where)
             done.append(Attachment(table=str(table), was_attached=known))
             if not as_json:
@@ -165,7 +178,7 @@ def _source() -> Iterator[tuple[CaptureSettings, psycopg.Connection, str]]:
 
 
 @commands.command(epilog=settings_epilog(StatusSettings))
-@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.argument("tables", type=_Table(), nargs=-1, required=True, metavar="TABLE…")
 @click.option(
     "--wait/--no-wait",
     default=None,
@@ -177,17 +190,16 @@ def _source() -> Iterator[tuple[CaptureSettings, psycopg.Connection, str]]:
     is_flag=True,
     help="Print one JSON object, after the wait if there is one; progress goes to standard error then.",
 )
-def snapshot(tables: tuple[str, ...], *, wait: bool | None, as_json: bool) -> None:
+def snapshot(tables: tuple[TableName, ...], *, wait: bool | None, as_json: bool) -> None:
     """Ask the running capture to read TABLEs anew, and to delete from their topics what is gone.
 
     Nothing is published by this command. A request stands until the capture begins with it, Ctrl-C or not.
     """
     settings = start(StatusSettings)
-    names = [TableName.parse(table) for table in tables]
     wait = sys.stdout.isatty() if wait is None else wait
     client = admin(settings, name="viewkeeper-cdc-snapshot")
     with outside(settings, client, name="viewkeeper-cdc snapshot") as capture:
-        requests = capture.request(names)
+        requests = capture.request(tables)
         for request in requests:
             click.echo(f"{request.table}: a snapshot is requested", err=as_json)
         if wait:
@@ -214,13 +226,13 @@ def _wait_for(
 
 
 @commands.command("reconcile", epilog=settings_epilog(StatusSettings))
-@click.argument("tables", nargs=-1, metavar="[TABLE…]")
+@click.argument("tables", type=_Table(), nargs=-1, metavar="[TABLE…]")
 @click.option("--dry-run", is_flag=True, help="Only say what differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a table, with all keys that differ.")
 @click.option(
     "--wait-seconds", default=60.0, show_default=True, help="How long the capture may take to reach the source's time."
 )
-def reconcile_tables(tables: tuple[str, ...], *, dry_run: bool, as_json: bool, wait_seconds: float) -> None:
+def reconcile_tables(tables: tuple[TableName, ...], *, dry_run: bool, as_json: bool, wait_seconds: float) -> None:
     """Compare the topics of TABLEs, or of all that are captured, with their tables, while both keep changing.
 
     A key is missing (its row is not in the topic), stale (the topic has another row), a ghost (the topic has a row that
@@ -233,13 +245,12 @@ def reconcile_tables(tables: tuple[str, ...], *, dry_run: bool, as_json: bool, w
     all that were found in a dry run, otherwise those that are left.
     """
     settings = start(StatusSettings)
-    names = [TableName.parse(table) for table in tables]
     console = plain_console()
     found: list[Shown] = []
     try:
         with (
             progress() as say,
-            closing(reconcile(settings, names, repair=not dry_run, wait_seconds=wait_seconds, say=say)) as results,
+            closing(reconcile(settings, tables, repair=not dry_run, wait_seconds=wait_seconds, say=say)) as results,
         ):
             for one in results:
                 found.append(shown(one))

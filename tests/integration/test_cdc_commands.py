@@ -32,6 +32,27 @@ def test_attach_is_idempotent_and_detach_takes_it_back(source_url: str, daemon: 
 
 
 @pytest.mark.newest_postgres
+@pytest.mark.parametrize("command", ["attach", "detach", "snapshot", "reconcile"])
+def test_a_name_that_no_topic_could_have_is_wrong_usage(daemon: Daemons, command: str) -> None:
+    refused = daemon("cdc", command, "a.b.c")
+    assert refused.wait() == 2
+    assert "table a.b.c: schema and name must be of letters, digits, _ and -" in refused.log_text()
+
+
+@pytest.mark.newest_postgres
+def test_attach_says_that_it_waits_for_a_writer(source_url: str, daemon: Daemons) -> None:
+    with psycopg.connect(source_url) as writer:
+        writer.execute("INSERT INTO users (user_id) VALUES (1)")
+        attach = daemon("cdc", "attach", "users")
+        waiting = attach.wait_logged("waiting")
+        assert "lock timeout" in waiting["reason"]
+        assert waiting["at_most_seconds"] == 30
+        writer.commit()
+    assert attach.wait() == 0
+    assert attach.log_text().splitlines()[-1] == "public.users: attached"
+
+
+@pytest.mark.newest_postgres
 def test_attach_and_detach_print_one_json_object(settings_env: dict[str, str]) -> None:
     def tables(*arguments: str) -> list[tuple[str, bool]]:
         found = json.loads(standard_output(settings_env, "cdc", *arguments, "--json"))
