@@ -53,7 +53,7 @@ LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = t
 WHERE t.id = %(attachment)s
 """
 _PUBLISH = "SELECT cdc.publish(%(attachment)s)"
-_WITHDRAW = "SELECT cdc.withdraw_unpublishable(%(capture)s)"
+_WITHDRAW = "SELECT cdc.withdraw_refused(%(capture)s)"
 
 
 class WalSource(AttachedSource):

@@ -331,6 +331,8 @@ def test_a_key_that_is_altered_in_mid_stream_stops_it_until_that_is_undone(
     )
     assert capture.wait() == 1
     assert complaint in capture.log_text().splitlines()[-1]
+    # Its writers go on as it is: it stays where it is, and need not be read anew for that.
+    assert wal.value("SELECT count(*) FROM pg_publication_rel WHERE prrelid = 'tweets'::regclass") == 1
     wal.run(f"ALTER TABLE tweets {undo}", insert_tweets(12, 13), "DELETE FROM tweets WHERE text = 'tweet 11'")
     run_wal(daemon)
     wal.wait_exact("tweets")

@@ -216,17 +216,32 @@ END
 $$;
 REVOKE EXECUTE ON FUNCTION cdc.publish(integer) FROM PUBLIC;
 
--- Take those tables out of a capture's publication that are not to be there as they are now: their writers go on then.
-CREATE FUNCTION cdc.withdraw_unpublishable(capture_name text) RETURNS void
+-- Whether Postgres refuses UPDATE and DELETE of a captured table for being published as it is: without a replica identity,
+-- or with one that its list of columns does not cover.
+CREATE FUNCTION cdc.refuses_writers(known cdc.captured_table) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT EXISTS (
+        SELECT FROM cdc.tree_of(known.table_oid) t JOIN pg_catalog.pg_class c ON c.oid = t
+        LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid)
+               ON r.prrelid = c.oid AND p.pubname = cdc.publication_name(known.capture)
+        WHERE c.relkind = 'r' AND CASE c.relreplident
+            WHEN 'f' THEN r.prattrs IS NOT NULL
+            ELSE NOT EXISTS (SELECT FROM cdc.identity_columns(c.oid))
+                 OR EXISTS (SELECT FROM cdc.identity_columns(c.oid) i WHERE i.attnum <> ALL (r.prattrs::smallint[]))
+            END)
+$$;
+
+-- Take those tables out of a capture's publication whose writers Postgres refuses.
+CREATE FUNCTION cdc.withdraw_refused(capture_name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
     PERFORM cdc.withdraw(t.capture, t.table_oid) FROM cdc.captured_table t
-    WHERE t.capture = capture_name AND cdc.unpublishable(t.id) IS NOT NULL;
+    WHERE t.capture = capture_name AND 'wal' IN (t.source, t.moving_to) AND cdc.refuses_writers(t);
 EXCEPTION WHEN insufficient_privilege OR undefined_object THEN
     -- Whoever captures may not: the capture stops and says what to do.
 END
 $$;
-REVOKE EXECUTE ON FUNCTION cdc.withdraw_unpublishable(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION cdc.withdraw_refused(text) FROM PUBLIC;
 
 -- Take a table out of a capture's publication, if it is there.
 CREATE FUNCTION cdc.withdraw(capture_name text, target oid) RETURNS void
