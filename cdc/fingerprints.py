@@ -16,7 +16,7 @@ WITH RECURSIVE wanted AS (
     UNION ALL
     SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
 ), columns AS (
-    -- What ADD COLUMN … DEFAULT adds to rows, and what a virtual column is computed by, are part of the rows' shape.
+    -- What ADD COLUMN with DEFAULT adds to rows, and what a virtual column is computed by, are part of the rows' shape.
     SELECT w.attachment, string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
         a.atthasmissing, a.attmissingval::text,
         CASE WHEN a.attgenerated = 'v' THEN (SELECT d.xmin FROM pg_catalog.pg_attrdef d
@@ -81,7 +81,7 @@ SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text,
                LEFT JOIN pg_catalog.pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = w.root
                WHERE t.id = w.attachment) END)), md5(r.files),
        CASE WHEN NOT r.permanent
-            THEN 'is unlogged now: a crash would empty it without a trace; ALTER TABLE … SET LOGGED brings it back'
+            THEN 'is unlogged now: a crash would empty it without a trace; ALTER TABLE with SET LOGGED brings it back'
             WHEN w.source = 'wal' THEN cdc.publication_trouble(w.attachment)
             WHEN r.subscribed AND w.level = 'statement'
             THEN 'gets rows by a subscription, which fire no statement-level trigger; detach it, attach it --level row'
@@ -90,8 +90,8 @@ SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text,
                  'upgrade head), or its functions in schema projector have another owner (detach it and attach it anew)'
             -- Insert, update, delete and truncate, on each partition, too.
             WHEN NOT r.armed
-            THEN 'has triggers of the capture that are missing or disabled; enable them with ALTER TABLE … ENABLE '
-                 'ALWAYS TRIGGER …, or detach it and attach it anew'
+            THEN 'has triggers of the capture that are missing or disabled; enable them with ALTER TABLE and '
+                 'ENABLE ALWAYS TRIGGER, or detach it and attach it anew'
             WHEN NOT cdc.is_logging_granted(w.attachment)
             THEN 'is logged by functions in schema cdc whose owner was changed to a role that may not write to its '
                  'change log; detach it and attach it anew' END

@@ -35,7 +35,12 @@ def run_migrations(url: str, *, version_schema: str) -> None:
     """
     if context.is_offline_mode():
         raise ConfigurationError("alembic --sql is not supported: run the migration against the database itself")
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=pool.NullPool)
+    engine = create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        poolclass=pool.NullPool,
+        # Whatever the database's own is, or was set for it.
+        connect_args={"client_encoding": "utf8"},
+    )
     try:
         connection = engine.connect()
     except OperationalError as error:

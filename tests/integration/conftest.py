@@ -16,6 +16,7 @@ from runtime.settings import CdcSettings, read_settings
 from tests.daemons import ROOT, Daemons
 from tests.integration.captured_source import Source
 from tests.integration.changelog import KEYS, PARTITIONS, Changelog
+from tests.integration.logged import Logged
 from tests.integration.polled_source import PolledSource
 from tests.integration.projector_steps import Steps, projector_settings, projector_steps
 from tests.integration.streamed_view import StreamedView, streamed_view
@@ -68,6 +69,13 @@ def source(source_url: str, kafka: KafkaBroker, topic_prefix: str) -> Iterator[S
     """Give the source database, with nothing attached yet."""
     with connect(source_url, name="test", settings={"TimeZone": "UTC"}) as connection:
         yield Source(connection, source_url, kafka, topic_prefix)
+
+
+@pytest.fixture
+def logged(source_url: str) -> Iterator[Logged]:
+    """Give the source database as its change logs show it."""
+    with connect(source_url, name="test") as session:
+        yield Logged(session)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What can be attached and how, what is refused and why, and what detach leaves behind: nothing."""
 
 import re
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -23,12 +22,6 @@ SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'viewkeeper%%'),
        (SELECT count(*) FROM pg_class WHERE relnamespace = 'cdc'::regnamespace AND relname LIKE 'log\\_%%'),
        (SELECT count(*) FROM pg_proc WHERE pronamespace = 'cdc'::regnamespace AND proname ~ '^log_[0-9]')
 """
-
-
-@pytest.fixture
-def logged(source_url: str) -> Iterator[Logged]:
-    with connect(source_url, name="test") as session:
-        yield Logged(session)
 
 
 PRIMARY = [

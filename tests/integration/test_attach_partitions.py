@@ -1,6 +1,5 @@
 """A partitioned table is attached by its root; whatever is done to whichever of its parts is logged once."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -33,12 +32,6 @@ LATER = (
 TRIGGERS = """
 SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger WHERE tgname LIKE 'viewkeeper%' ORDER BY 1, 2
 """
-
-
-@pytest.fixture
-def logged(source_url: str) -> Iterator[Logged]:
-    with connect(source_url, name="test") as session:
-        yield Logged(session)
 
 
 def records_in_number(logged: Logged, log: int) -> int:

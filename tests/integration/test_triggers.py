@@ -1,7 +1,6 @@
 """What the triggers log, for every kind of statement, at both levels; no daemon runs, the log itself is read."""
 
 import uuid
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -10,12 +9,6 @@ from psycopg.conninfo import conninfo_to_dict
 from cdc.table_options import Level
 from runtime.postgres import connect
 from tests.integration.logged import LEVELS, Logged, Records, keys, other_role
-
-
-@pytest.fixture
-def logged(source_url: str) -> Iterator[Logged]:
-    with connect(source_url, name="test") as session:
-        yield Logged(session)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -128,12 +121,25 @@ def test_a_composite_key_is_logged_in_the_order_that_was_given(logged: Logged, l
     some = uuid.uuid4()
     # Names that the triggers' own SQL and language use, too.
     logged.run(
-        'CREATE TABLE odd ("found" integer NOT NULL, "k1" uuid NOT NULL, "new_rows" text NOT NULL, "tg_op" text)',
-        "CREATE UNIQUE INDEX ON odd (found, k1, new_rows) INCLUDE (tg_op)",
+        'CREATE TABLE odd ("found" integer NOT NULL, "k1" uuid NOT NULL, "new_rows" text NOT NULL, '
+        '"room" integer NOT NULL, "tg_op" text)',
+        "CREATE UNIQUE INDEX ON odd (found, k1, new_rows, room) INCLUDE (tg_op)",
     )
-    log = logged.attach("odd", level=level, key=("new_rows", "found", "k1"))
-    logged.run(f"INSERT INTO odd VALUES (1, '{some}', 'a')", "UPDATE odd SET new_rows = 'b'")
-    assert logged.records(log) == {(None, "a", 1, str(some)), (None, "b", 1, str(some))}
+    log = logged.attach("odd", level=level, key=("new_rows", "found", "k1", "room"))
+    logged.run(f"INSERT INTO odd VALUES (1, '{some}', 'a', 0)", "UPDATE odd SET new_rows = 'b'")
+    assert logged.records(log) == {(None, "a", 1, str(some), 0), (None, "b", 1, str(some), 0)}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_statement_logs_no_more_than_there_is_room_for(logged: Logged, level: Level) -> None:
+    log, limit = logged.attach("tweets", level=level), 10 * 8192
+    logged.run(f"UPDATE cdc.captured_table SET log_limit_bytes = {limit}")
+    logged.run("INSERT INTO tweets SELECT i FROM generate_series(1, 50000) i")
+    logged.run("UPDATE cdc.captured_table SET active_part = 1", "UPDATE tweets SET tweet_id = -tweet_id")
+    assert logged.session.execute("SELECT count(*) FROM tweets").fetchone() == (50000,)
+    for part in (f"cdc.log_{log}_0", f"cdc.log_{log}_1"):
+        size = f"SELECT pg_relation_size('{part}') <= {limit + 8192}, count(*) FROM {part} WHERE mark = 'limit'"
+        assert logged.session.execute(size.encode()).fetchone() == (True, 1)
 
 
 def test_writers_need_no_rights_on_the_log(logged: Logged, source_url: str) -> None:

@@ -1,7 +1,6 @@
 """Whatever is done to an attached table, those who write to it go on; what the log cannot say any more, a mark says."""
 
 import re
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from cdc.errors import CaptureError
 from cdc.table_options import Level
 from cdc.tables import captured_tables
-from runtime.postgres import connect
 from tests.integration.logged import LEVELS, Logged, Records, keys
 
 WRITE = "UPDATE t SET v = v || 'x'"
@@ -49,12 +47,6 @@ CHANGES: list[tuple[str, str, Records, Records]] = [
         ("ALTER TABLE t ALTER COLUMN a TYPE text", "VALUES ('a', 2, 'y')"),
     ]
 ]
-
-
-@pytest.fixture
-def logged(source_url: str) -> Iterator[Logged]:
-    with connect(source_url, name="test") as session:
-        yield Logged(session)
 
 
 @pytest.mark.parametrize("level", LEVELS)

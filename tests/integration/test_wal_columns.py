@@ -17,7 +17,7 @@ from tests.waiting import wait_until
 
 KEPT = TableName("public", "kept")
 PUBLICATION = "viewkeeper_viewkeeper"
-TABLE = "CREATE TABLE kept (secret text, id bigint PRIMARY KEY, code text NOT NULL, shown text)"
+TABLE = "CREATE TABLE kept (secret text, id bigint, code text NOT NULL, shown text, PRIMARY KEY (id) INCLUDE (secret))"
 IN_PUBLICATION = "SELECT count(*) FROM pg_publication_rel WHERE prrelid = 'kept'::regclass"
 LISTED = """
 SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_publication_rel r

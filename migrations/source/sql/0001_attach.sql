@@ -4,7 +4,7 @@
 CREATE FUNCTION cdc.attach(
     capture_name text, target regclass, wanted_level text DEFAULT NULL, wanted_key name[] DEFAULT NULL,
     listed name[] DEFAULT NULL, masks name[] DEFAULT NULL) RETURNS boolean
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     level text := coalesce(wanted_level, 'statement');
     projected name[] := cdc.projected_key(target);
@@ -42,7 +42,7 @@ $$;
 -- The wanted key; where none is named, that of a relation that is attached already, which may move to another source:
 -- its log is to hold the same key, and its replica identity to cover it.
 CREATE FUNCTION cdc.kept_key(capture_name text, target regclass, wanted_key name[]) RETURNS name[]
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(wanted_key, (
         SELECT t.key_columns FROM cdc.captured_table t
         JOIN pg_catalog.pg_class c ON c.oid = t.table_oid AND c.relname = t.table_name
@@ -57,7 +57,7 @@ $$;
 CREATE FUNCTION cdc.register(
     capture_name text, target regclass, wanted_source text, wanted_level text, wanted_key name[],
     listed name[], masks name[], refused text) RETURNS integer
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     complaint text := coalesce(refused, cdc.columns_refusal(target, wanted_key, listed, masks));
     relation record;
@@ -117,7 +117,7 @@ $$;
 CREATE FUNCTION cdc.demand_same(
     known cdc.captured_table, target regclass, wanted_source text, wanted_level text,
     wanted_key name[], wanted_listed name[], wanted_masks name[]) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF known.table_oid <> target THEN
         RAISE EXCEPTION 'another table is attached under the name %.%, and it is gone; detach it, delete its topic, '
@@ -146,13 +146,13 @@ $$;
 
 -- The one of the two sources that tables are attached for that is not this one.
 CREATE FUNCTION cdc.other_source(source text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE source WHEN 'wal' THEN 'triggers' ELSE 'wal' END
 $$;
 
 -- Drop what one source has of an attachment, if there is anything; the tables may have been renamed or dropped since.
 CREATE FUNCTION cdc.drop_source(attached integer, dropped text) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     operation text;
 BEGIN
@@ -172,7 +172,7 @@ $$;
 -- statement of what its successor must not find done behind its back. The error is that of a lock, to be put off: whoever
 -- has lost the lease hears of that when it renews it.
 CREATE FUNCTION cdc.demand_leader(capture_name text, leader_name text) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM FROM cdc.capture c WHERE c.name = capture_name AND c.leader = leader_name FOR SHARE;
     IF NOT FOUND THEN
@@ -186,7 +186,7 @@ $$;
 -- Returns NULL if the table does not move there (any more), and false if the role that captures may not drop that: it
 -- stays then, and goes with the next `attach`.
 CREATE FUNCTION cdc.settle(attached integer, arrived text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- One that was given up meanwhile has been waited for, and is not found.
     UPDATE cdc.captured_table t SET source = arrived, moving_to = NULL
@@ -206,7 +206,7 @@ REVOKE EXECUTE ON FUNCTION cdc.settle(integer, text) FROM PUBLIC;
 
 -- Make an attachment's change log. Its columns are named by position and wide, so that a renamed or widened key fits.
 CREATE FUNCTION cdc.create_log(attached integer, target regclass, wanted name[], log_role name) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     key_columns text := (SELECT string_agg(format('k%s %s', k.place, k.log_type), ', ' ORDER BY k.place)
                          FROM cdc.key_of(target, wanted) k);
@@ -228,7 +228,7 @@ $$;
 -- Give a role what the triggers' functions need of their owner. Whoever attaches may be neither the role that captures
 -- nor the one as which the triggers log: what that has already is not given again.
 CREATE FUNCTION cdc.grant_logging(attached integer, log_role name) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT has_schema_privilege(log_role, 'cdc', 'USAGE') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA cdc TO %I', log_role);
@@ -242,7 +242,7 @@ $$;
 
 -- The roles that own an attachment's trigger functions: one, unless somebody changed that for some of them.
 CREATE FUNCTION cdc.log_roles(attached integer) RETURNS SETOF name
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT DISTINCT pg_catalog.pg_get_userbyid(p.proowner) FROM pg_catalog.pg_proc p
     WHERE p.pronamespace = 'cdc'::regnamespace AND p.proname = ANY (ARRAY[
         format('log_%s_insert', attached), format('log_%s_update', attached),
@@ -251,7 +251,7 @@ $$;
 
 -- Whether those roles have what `grant_logging` gives; without it the triggers log nothing.
 CREATE FUNCTION cdc.is_logging_granted(attached integer) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(bool_and(
         has_schema_privilege(r.role, 'cdc', 'USAGE') AND has_table_privilege(r.role, 'cdc.captured_table', 'SELECT')
         AND has_table_privilege(r.role, part.name, 'SELECT') AND has_table_privilege(r.role, part.name, 'INSERT')), true)
@@ -262,7 +262,7 @@ $$;
 -- Give the rights that are missing since the functions have another owner; returns whether that helped. The table's
 -- lock waits for those who wrote without a record: what they commit is there when the table is read anew.
 CREATE FUNCTION cdc.restore_logging(attached integer, target regclass) RETURNS boolean
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     log_role name;
 BEGIN
@@ -282,7 +282,7 @@ $$;
 
 CREATE FUNCTION cdc.create_log_functions(
     attached integer, target regclass, wanted name[], level text, log_role name) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     operation text;
 BEGIN
@@ -296,7 +296,7 @@ $$;
 
 -- The role that captures: whoever made this schema's tables.
 CREATE FUNCTION cdc.capture_role() RETURNS name
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class c
     WHERE c.oid = 'cdc.captured_table'::regclass
 $$;
@@ -304,7 +304,7 @@ $$;
 -- Put what triggers are missing on partitions that came later, and give rights that the triggers' owner lacks; returns
 -- whether anything was missing. Triggers on what is no longer in the tree go: a detached partition would log on.
 CREATE FUNCTION cdc.complete(attachment integer) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known cdc.captured_table;
     refused text;
@@ -330,7 +330,7 @@ REVOKE EXECUTE ON FUNCTION cdc.complete(integer) FROM PUBLIC;
 -- Take back what attach made, of a table that may have been renamed or dropped since: it is found by its name then, or
 -- by its name now. Returns false if it is not attached.
 CREATE FUNCTION cdc.detach(capture_name text, schema_name name, relation_name name) RETURNS boolean
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     attached integer;
     projected regclass;
@@ -359,7 +359,7 @@ $$;
 -- Log keys as changed in one attachment's change log, as its triggers would: one array literal a key column. A key that
 -- is NULL in part is no row's, and is left out.
 CREATE FUNCTION cdc.log_keys(attachment integer, VARIADIC keys text[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known cdc.captured_table;
     part text;
@@ -389,7 +389,7 @@ REVOKE EXECUTE ON FUNCTION cdc.log_keys(integer, text[]) FROM PUBLIC;
 -- attached to: SELECT cdc.log_changes('public.user_information', '{1,2,3}'), the keys as cdc.log_keys takes them. Call
 -- it from a SECURITY DEFINER function of a role that may.
 CREATE FUNCTION cdc.log_changes(target regclass, VARIADIC keys text[]) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT cdc.log_keys(t.id, VARIADIC keys) FROM cdc.captured_table t WHERE t.table_oid = target
 $$;
 REVOKE EXECUTE ON FUNCTION cdc.log_changes(regclass, text[]) FROM PUBLIC;

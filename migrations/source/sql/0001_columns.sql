@@ -4,7 +4,7 @@
 
 -- Why columns cannot be listed or masked so, or NULL.
 CREATE FUNCTION cdc.columns_refusal(target regclass, wanted_key name[], listed name[], masks name[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(
         (SELECT format('has no column %I, which its columns or masks name', n.name)
          FROM unnest(listed || masks) AS n(name)
@@ -21,7 +21,7 @@ $$;
 
 -- HMAC-SHA256 (RFC 2104) of a value's text. The session has the key's two pads; without them reading fails.
 CREATE FUNCTION cdc.mask(column_name name) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
         'CASE WHEN t.%1$I IS NOT NULL THEN pg_catalog.encode(pg_catalog.sha256('
         'pg_catalog.decode(pg_catalog.current_setting(''viewkeeper.mask_outer''), ''hex'') || pg_catalog.sha256('
@@ -32,7 +32,7 @@ $$;
 -- Make the view that an attachment's rows are read from, in the table's order of columns; all those of now are listed
 -- where only masks are given. It belongs to whoever attaches the table.
 CREATE FUNCTION cdc.create_rows(attached integer, target regclass, listed name[], masks name[]) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE (
         SELECT format('CREATE VIEW cdc.rows_%s AS SELECT %s FROM %s AS t', attached,

@@ -1,6 +1,6 @@
 -- The type that a domain is made from, over however many domains; any other type itself.
 CREATE FUNCTION cdc.base_type(of_type oid) RETURNS oid
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH RECURSIVE made_from AS (
         SELECT y.oid, y.typbasetype FROM pg_catalog.pg_type y WHERE y.oid = of_type
         UNION ALL
@@ -42,7 +42,7 @@ CREATE FUNCTION cdc.key_of(target regclass, wanted name[])
 RETURNS TABLE (
     place bigint, column_name name, is_deterministic boolean, type_name text,
     log_type text, type_oid oid, type_oids oid[], shape text, is_time boolean)
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT named.place, named.column_name, coalesce(o.collisdeterministic, true),
            pg_catalog.format_type(a.atttypid, a.atttypmod), t.log_type, a.atttypid, t.family || a.atttypid,
            t.shape, t.is_time
@@ -65,7 +65,7 @@ $$;
 
 -- Whether a unique index, over columns that are never NULL, is of exactly these columns in any order.
 CREATE FUNCTION cdc.has_unique_index(target regclass, wanted name[]) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
         SELECT
         FROM pg_catalog.pg_index i
@@ -80,7 +80,7 @@ $$;
 
 -- Why a relation cannot be keyed so, or NULL.
 CREATE FUNCTION cdc.key_refusal(target regclass, kind text, wanted name[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN kind = 'view' AND wanted IS NULL
             THEN 'is a view, and changes are keyed: name the columns of its key, --key a,b'
@@ -107,7 +107,7 @@ $$;
 
 -- What kind of captured relation it is, or NULL for one that cannot be captured.
 CREATE FUNCTION cdc.kind_of(target regclass) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned' WHEN 'v' THEN 'view' END
     FROM pg_catalog.pg_class c WHERE c.oid = target
 $$;
@@ -115,7 +115,7 @@ $$;
 -- The relations that carry a captured table's triggers: the table itself, and everything below a partitioned one.
 -- Not by pg_partition_tree, which locks all of them: a capture that only looks would wait behind who alters one.
 CREATE FUNCTION cdc.tree_of(target regclass) RETURNS SETOF regclass
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH RECURSIVE tree (relation) AS (
         SELECT target
         UNION ALL
@@ -128,7 +128,7 @@ $$;
 -- Keep a table, and all that is below it, from being dropped or taken out of its tree until the transaction ends. One that
 -- is gone is none to keep, and one that the role may not read cannot be kept.
 CREATE FUNCTION cdc.hold(target regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     -- Not the regclass itself: as text that is a number once the table is gone.
     name text := (SELECT format('%I.%I', n.nspname, c.relname)
@@ -146,7 +146,7 @@ $$;
 
 -- Why a relation cannot be captured at this level, or NULL.
 CREATE FUNCTION cdc.refusal(target regclass, level text, wanted name[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN cdc.kind_of(target) IS NULL THEN 'is not a table, a partitioned table or a plain view'
         WHEN c.relispartition

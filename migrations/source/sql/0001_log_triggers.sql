@@ -1,7 +1,7 @@
 -- The SQL that reads one key column out of a transition table, whatever became of the column since: NULL if it is gone
 -- or of another kind of type.
 CREATE FUNCTION cdc.statement_key(column_name name, log_type text, type_oids oid[], is_time boolean) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Only conversions that every type has, or planning would fail after a change of type. The type is asked for by its
     -- number, which is no dependency, of the value itself: a query of the catalog reads the snapshot, which may be old.
     SELECT format('CASE WHEN pg_catalog.pg_typeof(%1$I)::oid = ANY (%2$L::oid[]) THEN %3$s END',
@@ -13,7 +13,7 @@ $$;
 
 -- The same for a row in JSON, `image`, where types are known by the look of their text only.
 CREATE FUNCTION cdc.row_key(column_name name, log_type text, shape text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN log_type = 'bigint' THEN format(
             'CASE WHEN pg_catalog.json_typeof(image -> %1$L) = ''number'' AND image ->> %1$L ~ ''^-?[0-9]{1,19}$'' '
@@ -23,9 +23,9 @@ LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
     END
 $$;
 
--- The query that selects the keys k1, k2, … of what an operation changed.
+-- The query that selects the keys k1, k2 and so on of what an operation changed.
 CREATE FUNCTION cdc.changed_keys(target regclass, wanted name[], level text, operation text) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH key AS (
         SELECT string_agg(format('k%s', k.place), ', ' ORDER BY k.place) AS names,
                string_agg(format('keys.k%s', k.place), ', ' ORDER BY k.place) AS found,
@@ -64,7 +64,7 @@ $$;
 -- without a record: the capture finds that, gives the owner the rights and reads the table anew.
 CREATE FUNCTION cdc.create_log_function(
     attached integer, target regclass, wanted name[], level text, operation text) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     names text := (SELECT string_agg(format('k%s', k.place), ', ') FROM cdc.key_of(target, wanted) k);
     records text;
@@ -75,19 +75,25 @@ BEGIN
                    'SELECT FROM cdc.log_%1$s_%2$s l '
                    'WHERE l.mark = ''truncate'' AND l.xid = pg_catalog.pg_current_xact_id())';
     ELSE
+        -- No more than there is room for, however many rows one statement changes.
         records := 'INSERT INTO cdc.log_%1$s_%2$s (mark, ' || names || ') '
-                   || replace(cdc.changed_keys(target, wanted, level, operation), '%', '%%');
+                   || replace(cdc.changed_keys(target, wanted, level, operation), '%', '%%') || ' LIMIT viewkeeper.room; '
+                   'GET DIAGNOSTICS logged = ROW_COUNT; IF logged >= room THEN %3$s; END IF';
     END IF;
     EXECUTE format(
         'CREATE FUNCTION cdc.log_%s_%s() RETURNS trigger '
-        'LANGUAGE plpgsql SECURITY DEFINER SET search_path = '''' AS %L',
+        'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
         attached, operation,
         format(
-            -- Columns may be called as PL/pgSQL's own variables are, found for instance.
+            -- Columns may be called as variables are, PL/pgSQL's own too, found for instance; no relation in these
+            -- queries is called as the block is.
             '
 #variable_conflict use_column
+<<viewkeeper>>
 DECLARE
     place smallint;
+    room bigint;
+    logged bigint;
 BEGIN
     -- In this order and by names as texts: without USAGE on the schema no name in it may even be planned with.
     IF NOT pg_catalog.has_schema_privilege(''cdc'', ''USAGE'') THEN
@@ -99,11 +105,14 @@ BEGIN
                AND pg_catalog.has_table_privilege(''cdc.log_%1$s_1'', ''INSERT'')) THEN
         RETURN NULL;
     END IF;
-    -- 0 and 1: the part to fill, 2 and 3: that part is full; none is seen in a snapshot from before it was attached.
-    SELECT t.active_part + CASE WHEN pg_catalog.pg_relation_size(
-               CASE t.active_part WHEN 0 THEN ''cdc.log_%1$s_0''::regclass ELSE ''cdc.log_%1$s_1''::regclass END)
-               >= t.log_limit_bytes THEN 2 ELSE 0 END
-    INTO place FROM cdc.captured_table t WHERE t.id = %1$s;
+    -- The part to fill; none is seen in a snapshot from before it was attached. A record takes 44 bytes at least.
+    SELECT t.active_part, (t.log_limit_bytes - pg_catalog.pg_relation_size(
+               CASE t.active_part WHEN 0 THEN ''cdc.log_%1$s_0''::regclass ELSE ''cdc.log_%1$s_1''::regclass END)) / 44
+    INTO place, room FROM cdc.captured_table t WHERE t.id = %1$s;
+    -- 2 and 3: that part is full.
+    IF room <= 0 THEN
+        place := place + 2;
+    END IF;
     IF place = 0 THEN
         %2$s;
     ELSIF place = 2 THEN
@@ -116,7 +125,8 @@ BEGIN
     RETURN NULL;
 END
 ',
-            attached, format(records, attached, 0), format(records, attached, 1),
+            attached, format(records, attached, 0, cdc.limit_record(attached, 0)),
+            format(records, attached, 1, cdc.limit_record(attached, 1)),
             cdc.limit_record(attached, 0), cdc.limit_record(attached, 1)));
     EXECUTE format('REVOKE EXECUTE ON FUNCTION cdc.log_%s_%s() FROM PUBLIC', attached, operation);
 END
@@ -125,7 +135,7 @@ $$;
 -- What is logged instead of keys into a part that is full: one mark. The statement holds a lock on the part until its
 -- transaction ends, also where the mark is there already: who empties the part finds none that went without a record.
 CREATE FUNCTION cdc.limit_record(attached integer, part integer) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('INSERT INTO cdc.log_%1$s_%2$s (mark) SELECT ''limit'' '
                   'WHERE NOT EXISTS (SELECT FROM cdc.log_%1$s_%2$s l WHERE l.mark = ''limit'')', attached, part)
 $$;
@@ -133,7 +143,7 @@ $$;
 -- Put an operation's trigger on one relation, unless it is there. ENABLE ALWAYS fires it under
 -- session_replication_role = replica, too; rows that logical replication applies fire triggers of the row level only.
 CREATE FUNCTION cdc.create_log_trigger(attached integer, target regclass, level text, operation text) RETURNS boolean
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     trigger_name text := format('viewkeeper_%s_%s', attached, operation);
 BEGIN
@@ -158,7 +168,7 @@ $$;
 -- Put all triggers that are missing on a captured table and on what is below it; returns whether any was. A statement
 -- aimed at a partition fires that partition's own statement triggers only. Row triggers are cloned by Postgres.
 CREATE FUNCTION cdc.create_log_triggers(attached integer, target regclass, level text) RETURNS boolean
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     relation regclass;
     operation text;
@@ -177,7 +187,7 @@ $$;
 -- Drop an attachment's triggers from all relations but `kept`. They are found by their functions: tables may have been
 -- renamed, dropped, or taken out of their tree.
 CREATE FUNCTION cdc.drop_log_triggers(attached integer, kept oid[]) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found record;
 BEGIN

@@ -3,7 +3,7 @@
 
 -- The key of a projector's view, NULL for any other relation.
 CREATE FUNCTION cdc.projected_key(target regclass) RETURNS name[]
-LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- By the catalog: without USAGE on a schema no name in it may be looked for.
     IF NOT EXISTS (
@@ -18,7 +18,7 @@ $$;
 -- As of when the rows of projectors' views are, NULL while that is not known, and whether rows may be missing by then.
 CREATE FUNCTION cdc.projected_as_of()
 RETURNS TABLE (relation oid, as_of timestamptz, is_uncertain boolean)
-LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE n.nspname = 'projector' AND c.relname = 'stable_view') THEN
@@ -39,7 +39,7 @@ GRANT SELECT ON cdc.projecting TO PUBLIC;
 
 -- Whether the roles that the projector's functions run as may call ours; without that they log nothing.
 CREATE FUNCTION cdc.is_projecting_granted() RETURNS boolean
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(DISTINCT calling.oid) = 3 AND bool_and(
         has_schema_privilege(calling.proowner, 'cdc', 'USAGE')
         AND has_function_privilege(calling.proowner, called.oid, 'EXECUTE'))
@@ -48,7 +48,7 @@ $$;
 
 -- Let those roles log changes; what they have already is not given again.
 CREATE FUNCTION cdc.grant_projecting() RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     projecting name;
     called regprocedure;
@@ -72,7 +72,7 @@ $$;
 
 -- Have a view's changes be logged again; returns whether that helped. The lock waits for those who wrote without.
 CREATE FUNCTION cdc.restore_projecting(target regclass) RETURNS boolean
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF cdc.is_projecting_granted() THEN
         RETURN false;
@@ -88,14 +88,14 @@ $$;
 
 -- Whether some capture wants to be told of a relation's changes.
 CREATE FUNCTION cdc.is_attached(target regclass) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (SELECT FROM cdc.captured_table t WHERE t.table_oid = target)
 $$;
 REVOKE EXECUTE ON FUNCTION cdc.is_attached(regclass) FROM PUBLIC;
 
 -- Have the attachments of a view that was dropped be those of the one that took its place, in the same transaction.
 CREATE FUNCTION cdc.made_anew(was oid, target regclass) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     UPDATE cdc.captured_table t SET table_oid = target WHERE t.table_oid = was
 $$;
 REVOKE EXECUTE ON FUNCTION cdc.made_anew(oid, regclass) FROM PUBLIC;

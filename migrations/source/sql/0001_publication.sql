@@ -1,6 +1,6 @@
 -- What the WAL source has in the database: a publication and a slot a capture, of these names.
 CREATE FUNCTION cdc.publication_name(capture_name text) RETURNS name
-LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- A slot's name takes [a-z0-9_] alone, and has to have room for a database's number.
     SELECT 'viewkeeper_' || CASE
         WHEN capture_name ~ '^[a-z0-9_]{1,40}$' THEN capture_name
@@ -10,15 +10,28 @@ $$;
 
 -- Slots are of the whole server, captures of one database.
 CREATE FUNCTION cdc.slot_name(capture_name text) RETURNS name
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT cdc.publication_name(capture_name) || '_' || d.oid
     FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()
+$$;
+
+-- The columns of a table's replica identity, unless that is FULL or NOTHING. Those that its index only includes are none of it.
+CREATE FUNCTION cdc.identity_columns(target regclass) RETURNS TABLE (attnum smallint, name name)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.attnum, a.attname
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid
+    CROSS JOIN LATERAL unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+    -- Postgres takes no deferrable one for an identity.
+    WHERE c.oid = target AND k.place <= i.indnkeyatts AND i.indisvalid AND i.indimmediate
+      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+    ORDER BY a.attnum
 $$;
 
 -- Why the WAL does not say which keys of a table change, or NULL. Without a replica identity Postgres refuses UPDATE
 -- and DELETE of a published table; one that lacks a key column hides which key a row had.
 CREATE FUNCTION cdc.identity_refusal(target regclass, wanted_key name[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('has replica identity %s%s, which does not cover its key (%s), so that the WAL does not say which '
                   'rows change: ALTER TABLE %s REPLICA IDENTITY FULL, or USING INDEX a unique index that has the key',
                   CASE c.relreplident WHEN 'n' THEN 'NOTHING' WHEN 'i' THEN 'USING INDEX'
@@ -27,39 +40,30 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
                   array_to_string(wanted_key, ', '), c.oid::regclass)
     FROM cdc.tree_of(target) t JOIN pg_catalog.pg_class c ON c.oid = t
     WHERE c.relkind = 'r' AND c.relreplident <> 'f' AND NOT EXISTS (
+        -- As cdc.identity_columns, which would be planned anew for each partition, each time that somebody looks.
         SELECT FROM pg_catalog.pg_index i
-        -- Postgres takes no deferrable one for an identity.
         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
-          AND wanted_key <@ ARRAY(SELECT a.attname FROM unnest(i.indkey::smallint[]) AS k (attnum)
-                                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum))
+          AND wanted_key <@ ARRAY(
+              SELECT a.attname FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+              JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+              WHERE k.place <= i.indnkeyatts))
     LIMIT 1
 $$;
 
 -- The columns of a table that leave the database as they are, or NULL if all do.
 CREATE FUNCTION cdc.plain_columns(target regclass, listed name[], masks name[]) RETURNS name[]
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN coalesce(listed, masks) IS NOT NULL THEN ARRAY(
         SELECT a.attname FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped
           AND a.attname = ANY (coalesce(listed, ARRAY[a.attname])) AND a.attname <> ALL (coalesce(masks, '{}'))) END
 $$;
 
--- The columns of a table's replica identity, unless that is FULL or NOTHING.
-CREATE FUNCTION cdc.identity_columns(target regclass) RETURNS TABLE (attnum smallint, name name)
-LANGUAGE sql STABLE SET search_path = '' AS $$
-    SELECT a.attnum, a.attname
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid
-    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::smallint[])
-    WHERE c.oid = target
-      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
-    ORDER BY a.attnum
-$$;
-
 -- Why the WAL would show columns of a table that are not among those that may leave the database, or NULL. The others are
 -- kept back by a list of columns in the publication, which has to be that of the replica identity at least.
 CREATE FUNCTION cdc.exposure(target regclass, plain name[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN plain IS NULL THEN NULL
         WHEN c.relkind = 'p'
@@ -79,7 +83,7 @@ $$;
 
 -- Why a relation cannot be captured from the WAL, or NULL; `plain` as cdc.plain_columns gives it.
 CREATE FUNCTION cdc.publication_refusal(target regclass, wanted name[], plain name[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN cdc.kind_of(target) = 'view'
             THEN 'is a view, whose changes are not in the WAL: attach it with VIEWKEEPER_CDC_SOURCE=triggers'
@@ -103,7 +107,7 @@ $$;
 
 -- Why a captured table is not to be in its publication as it is now, or NULL.
 CREATE FUNCTION cdc.unpublishable(attached integer) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(
         cdc.identity_refusal(t.table_oid, t.key_columns),
         CASE WHEN coalesce(t.listed, t.masks) IS NOT NULL
@@ -113,14 +117,14 @@ $$;
 
 -- Whether an entry of a publication shows just the columns that it is to show: all, or those that keys are told by.
 CREATE FUNCTION cdc.is_listed_so(known cdc.captured_table, entry pg_catalog.pg_publication_rel) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT entry.prattrs::text IS NOT DISTINCT FROM CASE WHEN coalesce(known.listed, known.masks) IS NOT NULL THEN (
         SELECT string_agg(i.attnum::text, ' ') FROM cdc.identity_columns(known.table_oid) i) END
 $$;
 
 -- Why not all changes of a captured table are published, or more of them than may be, or NULL.
 CREATE FUNCTION cdc.publication_trouble(attached integer) RETURNS text
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN p.oid IS NULL THEN format('lost its publication %I', cdc.publication_name(t.capture))
         WHEN NOT (p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate) OR p.pubviaroot
@@ -141,7 +145,7 @@ $$;
 -- Add a captured table to its publication, with no more columns than may leave. The lock waits for open writers, whose
 -- earlier changes would not be decoded.
 CREATE FUNCTION cdc.add_to_publication(attached integer) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known cdc.captured_table;
     columns text;
@@ -164,7 +168,7 @@ $$;
 CREATE FUNCTION cdc.attach_published(
     capture_name text, target regclass, wanted_key name[] DEFAULT NULL, listed name[] DEFAULT NULL,
     masks name[] DEFAULT NULL) RETURNS boolean
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     plain name[] := coalesce(
         cdc.plain_columns(target, listed, masks),
@@ -188,7 +192,7 @@ $$;
 -- show. One that is not to be there is taken out, since Postgres refuses UPDATE and DELETE of a published table whose
 -- replica identity is gone, or is another one than its list of columns.
 CREATE FUNCTION cdc.publish(attached integer) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known cdc.captured_table;
     entry pg_catalog.pg_publication_rel;
@@ -219,7 +223,7 @@ REVOKE EXECUTE ON FUNCTION cdc.publish(integer) FROM PUBLIC;
 -- Whether Postgres refuses UPDATE and DELETE of a captured table for being published as it is: without a replica identity,
 -- or with one that its list of columns does not cover.
 CREATE FUNCTION cdc.refuses_writers(known cdc.captured_table) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = '' AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
         SELECT FROM cdc.tree_of(known.table_oid) t JOIN pg_catalog.pg_class c ON c.oid = t
         LEFT JOIN (pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid)
@@ -233,7 +237,7 @@ $$;
 
 -- Take those tables out of a capture's publication whose writers Postgres refuses.
 CREATE FUNCTION cdc.withdraw_refused(capture_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM cdc.withdraw(t.capture, t.table_oid) FROM cdc.captured_table t
     WHERE t.capture = capture_name AND 'wal' IN (t.source, t.moving_to) AND cdc.refuses_writers(t);
@@ -245,7 +249,7 @@ REVOKE EXECUTE ON FUNCTION cdc.withdraw_refused(text) FROM PUBLIC;
 
 -- Take a table out of a capture's publication, if it is there.
 CREATE FUNCTION cdc.withdraw(capture_name text, target oid) RETURNS void
-LANGUAGE plpgsql SET search_path = '' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
                WHERE p.pubname = cdc.publication_name(capture_name) AND r.prrelid = target) THEN

@@ -34,7 +34,7 @@ GRANTS = (
 # without USAGE on a schema no name in it may be looked for.
 MAY_CALL = """
 CREATE FUNCTION projector.may_call(function_name name) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
         SELECT FROM pg_catalog.pg_proc AS p
         JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
@@ -46,7 +46,7 @@ $$
 # Asked after a transaction's writes: whoever attaches the view waits for those that could not see it yet.
 IS_CAPTURED = """
 CREATE FUNCTION projector.is_captured(view_name text, number integer) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT projector.may_call('is_attached') THEN
         RETURN false;
@@ -62,7 +62,7 @@ $$
 # The keys as cdc.log_keys takes them: an array literal a key column.
 LOG_CHANGES = """
 CREATE FUNCTION projector.log_changes(view_name text, VARIADIC keys text[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM cdc.log_changes(s.relation, VARIADIC keys) FROM projector.stable_view s WHERE s.view_name = $1;
 END
@@ -72,7 +72,7 @@ $$
 # The stable name was dropped and made again: what was attached is the new one.
 MADE_ANEW = """
 CREATE FUNCTION projector.made_anew(was oid, stable regclass) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF projector.may_call('made_anew') THEN
         PERFORM cdc.made_anew(was, stable);
