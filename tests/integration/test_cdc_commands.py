@@ -40,19 +40,6 @@ def test_a_name_that_no_topic_could_have_is_wrong_usage(daemon: Daemons, command
 
 
 @pytest.mark.newest_postgres
-def test_attach_says_that_it_waits_for_a_writer(source_url: str, daemon: Daemons) -> None:
-    with psycopg.connect(source_url) as writer:
-        writer.execute("INSERT INTO users (user_id) VALUES (1)")
-        attach = daemon("cdc", "attach", "users")
-        waiting = attach.wait_logged("waiting")
-        assert "lock timeout" in waiting["reason"]
-        assert waiting["at_most_seconds"] == 30
-        writer.commit()
-    assert attach.wait() == 0
-    assert attach.log_text().splitlines()[-1] == "public.users: attached"
-
-
-@pytest.mark.newest_postgres
 def test_attach_and_detach_print_one_json_object(settings_env: dict[str, str]) -> None:
     def tables(*arguments: str) -> list[tuple[str, bool]]:
         found = json.loads(standard_output(settings_env, "cdc", *arguments, "--json"))
@@ -138,16 +125,29 @@ def test_wrong_options_of_attach_are_named(daemon: Daemons, arguments: tuple[str
 
 
 @pytest.mark.newest_postgres
-def test_attach_waits_for_a_lock_without_making_writers_wait(source_url: str, daemon: Daemons) -> None:
+@pytest.mark.parametrize(("name", "done"), [("attach", "attached"), ("detach", "detached")])
+def test_attach_and_detach_wait_for_a_lock_without_making_writers_wait(
+    source_url: str, daemon: Daemons, name: str, done: str
+) -> None:
+    if name == "detach":
+        assert daemon("cdc", "attach", "tweets").wait() == 0
     with psycopg.connect(source_url) as holder, psycopg.connect(source_url, autocommit=True) as writer:
-        holder.execute("INSERT INTO tweets VALUES (1)")
-        attach = daemon("cdc", "attach", "tweets")
+        holder.execute("INSERT INTO tweets VALUES (0)")
         writer.execute("SET lock_timeout = '1s'")
-        for number in range(2, 200):
-            writer.execute("INSERT INTO tweets VALUES (%s)", (number,))
-        assert attach.is_running()
+        command = daemon("cdc", name, "tweets")
+
+        def waits() -> bool:
+            writer.execute("INSERT INTO tweets SELECT coalesce(max(tweet_id), 0) + 1 FROM tweets")
+            return bool(command.logged("waiting"))
+
+        wait_until(waits, what="word that it waits")
+        (waiting,) = command.logged("waiting")
+        assert "lock timeout" in waiting["reason"]
+        assert waiting["at_most_seconds"] == 30
+        assert command.is_running()
         holder.commit()
-        assert attach.wait() == 0
+        assert command.wait() == 0
+    assert command.log_text().splitlines()[-1] == f"public.tweets: {done}"
 
 
 @pytest.mark.newest_postgres

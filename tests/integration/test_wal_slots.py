@@ -94,6 +94,10 @@ def test_a_table_taken_out_of_the_publication_is_added_and_read_anew(wal: Source
     [
         (f"ALTER PUBLICATION {PUBLICATION} SET (publish = 'insert')", "is in a publication that was altered"),
         (
+            f"ALTER PUBLICATION {PUBLICATION} SET (publish_via_partition_root = true)",
+            "is in a publication that was altered",
+        ),
+        (
             f"ALTER PUBLICATION {PUBLICATION} SET TABLE tweets WHERE (tweet_id > 5)",
             f"is in publication {PUBLICATION} with a row filter",
         ),
@@ -107,6 +111,23 @@ def test_what_hides_changes_stops_it(wal: Source, daemon: Daemons, change: str, 
     wal.run(change)
     assert capture.wait() == 1
     assert f"public.tweets {complaint}" in capture.log_text().splitlines()[-1]
+
+
+def test_a_partition_whose_identity_hides_its_key_stops_it(wal: Source, daemon: Daemons) -> None:
+    wal.run(
+        "CREATE TABLE split (id bigint PRIMARY KEY, v text) PARTITION BY RANGE (id)",
+        "CREATE TABLE low PARTITION OF split FOR VALUES FROM (0) TO (100)",
+    )
+    attach_wal(wal, "split")
+    capture = run_wal(daemon)
+    wal.wait_exact("split")
+    wal.run("ALTER TABLE low REPLICA IDENTITY NOTHING")
+    assert capture.wait() == 1
+    complaint = (
+        "public.split has replica identity NOTHING on its partition public.low, which does not cover its key (id)"
+    )
+    assert complaint in capture.log_text().splitlines()[-1]
+    wal.run("INSERT INTO split VALUES (1, 'a')", "UPDATE split SET v = 'b'")
 
 
 @pytest.mark.parametrize(
