@@ -3,15 +3,22 @@
 A walk begins with a snapshot, and with a place that the polls have come to: it goes over the window's rows up to there,
 what lies behind is theirs. So each row of a transaction that had ended by then is found, and the next walk need not be
 told of it: the server, which knows a row's transaction, leaves it out. Of all others those that are published already
-are remembered.
+are remembered, each with its version: a row that was written again may have kept its place in the order.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Order = tuple[str, ...]
 """What orders a row among those of its table, as texts: no two rows are equal in it."""
+
+Version = int
+"""The xid that wrote a row, 0 where that is not told.
+
+It tells any two versions apart that were read: a snapshot has all that a transaction did, subtransactions included, or
+nothing of it. So what a later one shows anew is another transaction's, and no xid is given out twice in a window.
+"""
 
 LEAST_INTERVAL_SECONDS = 1.0
 _LOOKS_IN_WINDOW = 10
@@ -29,6 +36,7 @@ class Walked:
     """
 
     order: Order
+    version: Version
     is_asked: bool
     is_open: bool
     is_cut: bool
@@ -51,8 +59,8 @@ class LookBack:
         self._most = MOST_REMEMBERED if bounded else sys.maxsize
         self._due_at = float("-inf")
         # Published rows that a walk is asked for: the one that is under way, or else the next one, and the one after.
-        self._remembered: set[Order] = set()
-        self._kept: set[Order] = set()
+        self._remembered: dict[Order, Version] = {}
+        self._kept: dict[Order, Version] = {}
         self._polled = 0
         self._is_resumed = False
         self.newest: str | None = None
@@ -89,17 +97,17 @@ class LookBack:
             self.since = None
         self.until, self.begun, self._polled = place, xmin, 0
 
-    def note(self, rows: Sequence[Order]) -> None:
+    def note(self, rows: Mapping[Order, Version]) -> None:
         """Note rows of transactions from `open_since` on that are published anyway."""
         if self.is_on:
             self._polled += len(rows)
-            self._remember(self._remembered if self.until is None else self._kept, rows)
+            self._remember(self._remembered if self.until is None else self._kept, rows.items())
 
     def late(self, rows: Sequence[Walked], *, is_last: bool, now: float) -> list[Order]:
         """Return those of the walk's next rows that are not published; `is_last` ends it."""
         asked = [row for row in rows if row.is_asked]
-        late = [row.order for row in asked if row.order not in self._remembered]
-        self._remember(self._kept, (row.order for row in asked if row.is_open))
+        late = [row.order for row in asked if self._remembered.get(row.order) != row.version]
+        self._remember(self._kept, ((row.order, row.version) for row in asked if row.is_open))
         self.after = rows[-1].order if rows else self.after
         if is_last:
             self._end(now)
@@ -118,13 +126,13 @@ class LookBack:
         if is_full:
             # What did not fit is published by each walk, as long as a transaction of before it is open: not too often.
             self._polled = 0
-        self._remembered, self._kept = self._kept, set()
+        self._remembered, self._kept = self._kept, {}
         self.newest, self.since = self.until[0] if self.until else self.newest, self.begun
         self.begun = self.after = self.until = None
         self._due_at = now + (self._window_seconds if is_full else self._interval_seconds)
 
-    def _remember(self, where: set[Order], rows: Iterable[Order]) -> None:
-        for row in rows:
+    def _remember(self, where: dict[Order, Version], rows: Iterable[tuple[Order, Version]]) -> None:
+        for order, version in rows:
             if len(where) >= self._most:
                 return
-            where.add(row)
+            where[order] = version

@@ -258,7 +258,7 @@ class TimestampSource(Source):
         }
         lower = Lower.AFTER if look_back.after else Lower.WINDOW if look_back.newest else Lower.NONE
         sql = self._render((polling.polled, "walked", lower), lambda: timestamp_sql.walked(polling.polled, lower))
-        rows = [Walked(row[:-3], *row[-3:]) for row in self._connection.execute(sql, values, prepare=True)]
+        rows = [Walked(row[:-4], *row[-4:]) for row in self._connection.execute(sql, values, prepare=True)]
         is_last = len(rows) < most_rows and not (rows and rows[-1].is_cut)
         late = look_back.late(rows, is_last=is_last, now=time.monotonic())
         if late:
@@ -283,8 +283,8 @@ class TimestampSource(Source):
         sql = self._render((polling.polled, "beyond", lower), lambda: timestamp_sql.beyond(polling.polled, lower))
         values = {**_numbered("after", after or ()), "since": polling.look_back.open_since, "most_rows": most_rows}
         rows = self._connection.execute(sql, values, prepare=True).fetchall()
-        polling.look_back.note([row[:-1] for row in rows if row[-1]])
-        return [row[:-1] for row in rows]
+        polling.look_back.note({row[:-2]: row[-2] for row in rows if row[-1]})
+        return [row[:-2] for row in rows]
 
     def _newest(self, polled: PolledTable) -> Order | None:
         sql = self._render((polled, "newest"), lambda: timestamp_sql.newest(polled))

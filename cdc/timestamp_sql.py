@@ -57,12 +57,14 @@ class Lower(StrEnum):
 
 
 def beyond(polled: PolledTable, lower: Lower) -> Composed:
-    """Select what orders the first `most_rows` rows, as texts, and whether their transaction is of xid `since` on."""
+    """Select what orders the first `most_rows` rows, as texts, their version, and whether it is of xid `since` on."""
     readable = SQL("{}{}").format(_readable(polled), _bound(polled, lower))
-    return SQL(
-        "SELECT {texts}, {is_open} FROM {table} AS t WHERE {readable} ORDER BY {values} LIMIT %(most_rows)s"
-    ).format(
+    return SQL("""
+        SELECT {texts}, {version}::text::bigint, {is_open}
+        FROM {table} AS t WHERE {readable} ORDER BY {values} LIMIT %(most_rows)s
+    """).format(
         texts=_texts(polled),
+        version=_version(polled),
         is_open=_is_of(polled, "since"),
         table=rows_name(polled.table),
         readable=readable,
@@ -79,8 +81,8 @@ def walked(polled: PolledTable, lower: Lower) -> Composed:
     """
     order = _order(polled)
     return SQL("""
-        SELECT {texts}, is_asked, is_open, place = %(scanned_rows)s
-        FROM (SELECT {columns}, {is_asked} AS is_asked, {is_open} AS is_open,
+        SELECT {texts}, version::text::bigint, is_asked, is_open, place = %(scanned_rows)s
+        FROM (SELECT {columns}, {version} AS version, {is_asked} AS is_asked, {is_open} AS is_open,
                      row_number() OVER (ORDER BY {values}) AS place
               FROM {table} AS t WHERE {placed} AND ({values}) <= ({until}){lower}
               ORDER BY {values} LIMIT %(scanned_rows)s) AS scanned
@@ -88,6 +90,7 @@ def walked(polled: PolledTable, lower: Lower) -> Composed:
     """).format(
         texts=SQL(", ").join(SQL("o{}::text").format(SQL(str(place))) for place in range(len(order))),
         columns=SQL(", ").join(SQL("{} AS o{}").format(value, SQL(str(at))) for at, (_, value, _) in enumerate(order)),
+        version=_version(polled),
         is_asked=_is_of(polled, "since"),
         is_open=_is_of(polled, "begun"),
         values=_values(polled),
@@ -135,6 +138,11 @@ def key_pages(table: CapturedTable) -> Composed:
         names=names,
         arrays=arrays,
     )
+
+
+def _version(polled: PolledTable) -> Composable:
+    """Tell which transaction wrote a row, 0 of a view's: those do not tell."""
+    return SQL("0" if polled.table.kind is Kind.VIEW else "t.xmin")
 
 
 def _is_of(polled: PolledTable, since: str) -> Composable:

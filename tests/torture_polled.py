@@ -68,13 +68,17 @@ class PolledWriter(Writer):
             (self._change_quietly, 15, tuple(_QUIET)),
         ]
 
+    def _upsert(self, transaction: Transaction, relation: str) -> None:
+        stamp = self._random.choice((Stamp.NOW, Stamp.SECOND))
+        transaction.upsert(relation, self._keys(relation), self._filling(), stamp=stamp)
+
     def _append(self, transaction: Transaction, relation: str) -> None:
         transaction.append(relation, self._random.randint(1, 5), self._filling())
 
     def _change_quietly(self, transaction: Transaction, relation: str) -> None:
         keys = self._quiet[relation]
         key, stamp = self._random.choice(keys), self._random.choice(list(Stamp))
-        if stamp is Stamp.NOW:
+        if stamp.tells:
             if len(keys) == _LEAST_QUIET:
                 return
             keys.remove(key)

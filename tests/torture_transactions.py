@@ -45,12 +45,21 @@ UPDATE version SET version = version + 1 WHERE relation = %s AND key LIKE %s RET
 
 
 class Stamp(Enum):
-    """What a change does to a row's `updated_at`, as SQL; KEPT leaves that of a row alone that is there."""
+    """What a change does to a row's `updated_at`, as SQL; KEPT leaves that of a row alone that is there.
+
+    With SECOND, changes of one second are stamped alike.
+    """
 
     NOW = "now()"
+    SECOND = "date_trunc('second', now())"
     LONG_AGO = "now() - interval '1 hour'"
     NONE = "NULL"
     KEPT = "now() - interval '2 hours'"
+
+    @property
+    def tells(self) -> bool:
+        """Whether somebody who looks for rows with a new `updated_at` finds the change."""
+        return self in (Stamp.NOW, Stamp.SECOND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ class Transaction:
             SQL("t.updated_at" if stamp is Stamp.KEPT else "excluded.updated_at"),
         )
         self.session.execute(statement, [*_columns(keys), [versions[key] for key in keys]])
-        self._note(relation, versions, alive=True, told=stamp is Stamp.NOW)
+        self._note(relation, versions, alive=True, told=stamp.tells)
 
     def append(self, relation: str, rows: int, filling: str) -> None:
         """Insert rows with the next ids; whoever appends waits for whoever has, so that ids come in their order."""

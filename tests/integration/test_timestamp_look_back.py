@@ -114,6 +114,26 @@ def test_late_rows_are_found_and_none_twice(polled: PolledSource, begin: Begin, 
     assert new == dict.fromkeys([*map(str, range(11, 51)), "101", "102", "103"], 1)
 
 
+@pytest.mark.parametrize(("name", "times"), [("items", 2), ("shown", 1)], ids=["table", "view"])
+def test_a_row_that_is_stamped_alike_once_more_is_found_again_but_in_a_view(
+    polled: PolledSource, begin: Begin, name: str, times: int
+) -> None:
+    polled.run("CREATE VIEW shown AS SELECT * FROM items")
+    with begin(name, options=f'{TIMESTAMP}\nkey = ["id"]') as rounds:
+        # The next walk is not due before the row has been polled.
+        commit_late(polled, 101)
+        rounds.wait(101)
+        rounds.found.clear()
+        stamp = polled.now()
+        polled.run(f"UPDATE items SET text = 'second', updated_at = '{stamp}' WHERE id = 1")
+        rounds.wait(1)
+        polled.run(f"UPDATE items SET text = 'third', updated_at = '{stamp}' WHERE id = 1")
+        for key in (102, 103):
+            commit_late(polled, key)
+            rounds.wait(key)
+    assert rounds.found["1"] == times
+
+
 def test_what_the_reading_of_all_rows_has_is_not_read_again_by_the_first_walk(
     polled: PolledSource, begin: Begin
 ) -> None:

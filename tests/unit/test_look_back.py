@@ -8,9 +8,14 @@ from cdc.look_back import LookBack, Order, Walked
 FIRST, SECOND, THIRD, FOURTH = ("10:00", "1"), ("10:01", "2"), ("10:02", "3"), ("10:03", "4")
 
 
-def asked(*rows: Order, is_open: bool = False) -> list[Walked]:
+def asked(*rows: Order, version: int = 1, is_open: bool = False) -> list[Walked]:
     """Return rows that the walk is asked for, the next one too if they are open."""
-    return [Walked(row, is_asked=True, is_open=is_open, is_cut=False) for row in rows]
+    return [Walked(row, version, is_asked=True, is_open=is_open, is_cut=False) for row in rows]
+
+
+def polled(*rows: Order, version: int = 1) -> dict[Order, int]:
+    """Return rows as a poll notes them."""
+    return dict.fromkeys(rows, version)
 
 
 def begun(place: Order = FOURTH, *, xmin: str = "10", now: float = 0) -> LookBack:
@@ -38,7 +43,7 @@ def test_rows_that_the_server_is_asked_for_are_late() -> None:
 
 
 def test_a_row_whose_transaction_had_ended_when_the_walk_before_began_is_not_late() -> None:
-    known = Walked(FIRST, is_asked=False, is_open=False, is_cut=True)
+    known = Walked(FIRST, 1, is_asked=False, is_open=False, is_cut=True)
     assert begun().late([known, *asked(SECOND)], is_last=True, now=0) == [SECOND]
 
 
@@ -60,21 +65,30 @@ def test_what_it_is_asked_for_again_is_remembered_and_nothing_else() -> None:
 
 def test_rows_that_were_polled_are_not_late() -> None:
     look_back = LookBack(60)
-    look_back.note([FIRST])
+    look_back.note(polled(FIRST))
     assert walk(look_back, asked(FIRST, SECOND), xmin="10", now=0) == [SECOND]
 
 
 def test_rows_that_were_polled_during_a_walk_are_not_late_in_the_next() -> None:
     look_back = begun()
-    look_back.note([THIRD])
+    look_back.note(polled(THIRD))
     look_back.late([], is_last=True, now=0)
     assert walk(look_back, asked(SECOND, THIRD), xmin="20", now=6) == [SECOND]
 
 
 def test_a_row_with_another_timestamp_is_another_one() -> None:
     look_back = LookBack(60)
-    look_back.note([FIRST])
+    look_back.note(polled(FIRST))
     assert walk(look_back, asked(("10:03", "1")), xmin="10", now=0) == [("10:03", "1")]
+
+
+def test_another_version_of_a_row_is_late_and_then_remembered() -> None:
+    look_back = LookBack(60)
+    look_back.note(polled(FIRST, SECOND))
+    newer = asked(FIRST, version=2, is_open=True)
+    assert walk(look_back, [*newer, *asked(SECOND)], xmin="10", now=0) == [FIRST]
+    assert walk(look_back, newer, xmin="20", now=6) == []
+    assert walk(look_back, asked(FIRST, version=3), xmin="30", now=12) == [FIRST]
 
 
 def test_what_polls_may_be_asked_for_again_is_what_the_next_walk_asks_for() -> None:
@@ -131,12 +145,12 @@ def test_many_rows_begin_a_walk_and_those_behind_it_are_not_remembered_beyond_a_
     look_back = begun()
     look_back.late([], is_last=True, now=0)
     rows = [("11:00", str(number)) for number in range(10)]
-    look_back.note(rows[:1])
+    look_back.note(polled(*rows[:1]))
     assert not begins(look_back, FOURTH, now=1)
-    look_back.note(rows[1:2])
+    look_back.note(polled(*rows[1:2]))
     assert begins(look_back, rows[1], now=1)
     # Of a transaction that is open since before.
-    look_back.note(rows[2:])
+    look_back.note(polled(*rows[2:]))
     assert look_back.late(asked(*rows[:2]), is_last=True, now=1) == []
     assert not begins(look_back, rows[-1], now=60.9), "what is not remembered is not published all the time"
     assert begins(look_back, rows[-1], now=61)
@@ -146,13 +160,13 @@ def test_many_rows_begin_a_walk_and_those_behind_it_are_not_remembered_beyond_a_
 def test_rows_that_tell_no_transaction_are_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cdc.look_back, "MOST_REMEMBERED", 1)
     look_back = LookBack(60, bounded=False)
-    look_back.note([FIRST, SECOND])
+    look_back.note(polled(FIRST, SECOND))
     assert walk(look_back, asked(FIRST, SECOND, is_open=True), xmin="10", now=0) == []
     assert walk(look_back, asked(FIRST, SECOND, is_open=True), xmin="20", now=6) == []
 
 
 def test_without_a_window_it_never_begins_and_remembers_nothing() -> None:
     look_back = LookBack(0)
-    look_back.note([FIRST])
+    look_back.note(polled(FIRST))
     look_back.turn(FOURTH, "10", 1e9)
     assert look_back.until is None
