@@ -16,10 +16,12 @@ from cdc.timestamp_tables import PolledTable
 
 HEAD = """
 SELECT pg_catalog.transaction_timestamp(), pg_catalog.pg_is_in_recovery(),
-       -- A replica that has replayed all that it received is as far as its primary, as far as it can tell.
-       CASE WHEN pg_catalog.pg_is_in_recovery()
-             AND pg_catalog.pg_last_wal_receive_lsn() IS DISTINCT FROM pg_catalog.pg_last_wal_replay_lsn()
-            THEN pg_catalog.pg_last_xact_replay_timestamp() ELSE pg_catalog.transaction_timestamp() END,
+       -- A replica that receives WAL and has replayed all of it is as far as its primary, as far as it can tell. Any
+       -- role may see that there is a receiver.
+       CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+              OR (pg_catalog.pg_last_wal_receive_lsn() = pg_catalog.pg_last_wal_replay_lsn()
+                  AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver))
+            THEN pg_catalog.transaction_timestamp() ELSE pg_catalog.pg_last_xact_replay_timestamp() END,
        pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text
 """
 """Fixes the reading transaction's snapshot; selects when it began, whether on a replica, and up to when it knows.

@@ -4,10 +4,11 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from psycopg.sql import SQL
 
 from cdc.kafka_lease import KafkaLease
 from cdc.session import SESSION
@@ -167,29 +168,41 @@ def test_nothing_is_attached_and_tables_have_to_be_named(polled: PolledSource, d
     assert "tables are named in VIEWKEEPER_CDC_TABLES" in attach.log_text()
 
 
-def test_a_replica_is_polled(
-    tmp_path_factory: pytest.TempPathFactory,
-    postgres_binaries: Path,
-    kafka: KafkaBroker,
-    topic_prefix: str,
-    daemon: Daemons,
-) -> None:
-    primary_dir, standby_dir, folder = (tmp_path_factory.mktemp(name) for name in ("primary", "standby", "file"))
+@pytest.fixture(scope="module")
+def replica(
+    tmp_path_factory: pytest.TempPathFactory, postgres_binaries: Path
+) -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """Give a primary with a role that may only read, and a standby of it."""
+    primary_dir, standby_dir = (tmp_path_factory.mktemp(name) for name in ("primary", "standby"))
     with run_postgres(primary_dir, binaries=postgres_binaries) as primary:
-        source = PolledSource(primary.url(), kafka, topic_prefix, folder)
+        with closing(connect(primary.url(), name="test", settings={})) as session:
+            session.execute("CREATE ROLE poller LOGIN")
+            session.execute("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO poller")
+        back_up(postgres_binaries, primary, standby_dir)
+        with run_postgres(standby_dir, binaries=postgres_binaries) as standby:
+            yield primary, standby
+
+
+@pytest.fixture
+def polled_replica(
+    replica: tuple[PostgresServer, PostgresServer], kafka: KafkaBroker, topic_prefix: str, tmp_path: Path
+) -> Iterator[tuple[PolledSource, dict[str, str]]]:
+    """Give the primary, with a table of ten rows, and the settings of a capture that polls it on the standby."""
+    primary, standby = replica
+    source = PolledSource(primary.url(), kafka, topic_prefix, tmp_path)
+    with closing(source.connection):
         source.run(
             "CREATE TABLE items (id bigint PRIMARY KEY, text text, updated_at timestamptz)",
             "INSERT INTO items SELECT i, 'first', now() FROM generate_series(1, 10) i",
         )
-        back_up(postgres_binaries, primary, standby_dir)
-        with run_postgres(standby_dir, binaries=postgres_binaries) as standby:
-            wait_replayed(primary.url(), standby.url())
-            _poll(source, standby, daemon)
-        source.connection.close()
+        wait_replayed(primary.url(), standby.url())
+        url = standby.url().replace("postgres@", "poller@")
+        yield source, {**source.tables(items=TIMESTAMP), "VIEWKEEPER_SOURCE_URL": url}
+        source.run("DROP TABLE items")
 
 
-def _poll(source: PolledSource, standby: PostgresServer, daemon: Daemons) -> None:
-    settings = {**source.tables(items=TIMESTAMP), "VIEWKEEPER_SOURCE_URL": standby.url()}
+def test_a_replica_is_polled(polled_replica: tuple[PolledSource, dict[str, str]], daemon: Daemons) -> None:
+    source, settings = polled_replica
     often = {"VIEWKEEPER_CDC_SWEEP_SECONDS": "1", "VIEWKEEPER_CDC_CHUNK_ROWS": "4"}
     capture = daemon("cdc", "run", settings={**settings, **often})
     capture.wait_logged("replica")
@@ -201,3 +214,44 @@ def _poll(source: PolledSource, standby: PostgresServer, daemon: Daemons) -> Non
     assert all(mark.uncertain for mark in marks if mark)
     assert any(marks)
     assert capture.terminate() == 0
+
+
+def test_the_watermark_stands_still_while_a_replica_receives_nothing(
+    replica: tuple[PostgresServer, PostgresServer],
+    polled_replica: tuple[PolledSource, dict[str, str]],
+    daemon: Daemons,
+) -> None:
+    source, settings = polled_replica
+    capture = daemon("cdc", "run", settings=settings)
+    source.wait_published("items")
+    with _cut_off(replica[1]):
+        cut_at = source.now()
+        source.run("UPDATE items SET text = 'not received', updated_at = now() WHERE id = 1")
+        beats = len(source.cursors())
+        wait_until(lambda: len(source.cursors()) >= beats + 2, what="cursors of after that")
+        time_ = source.watermark_time("items")
+        assert time_ is not None
+        assert time_ < cut_at
+    source.wait_text("items", 1, "not received")
+    source.wait_published("items")
+    assert capture.terminate() == 0
+
+
+@contextmanager
+def _cut_off(standby: PostgresServer) -> Iterator[None]:
+    """Have a standby receive nothing from its primary."""
+    with closing(connect(standby.url(), name="test", settings={})) as session:
+
+        def receives() -> bool:
+            return session.execute("SELECT FROM pg_stat_wal_receiver").rowcount == 1
+
+        def connect_to(primary: str) -> None:
+            session.execute(SQL("ALTER SYSTEM SET primary_conninfo = {}").format(primary))
+            session.execute("SELECT pg_reload_conf()")
+
+        (primary,) = session.execute("SHOW primary_conninfo").fetchone() or ("",)
+        connect_to("")
+        wait_until(lambda: not receives(), what="the end of the receiver")
+        yield
+        connect_to(primary)
+        wait_until(receives, what="a receiver")
