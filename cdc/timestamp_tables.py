@@ -32,7 +32,16 @@ SELECT c.oid,
              WHERE i.indrelid = c.oid AND k.place <= i.indnkeyatts
                AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
              GROUP BY i.indexrelid
-             HAVING bool_and(a.attnotnull))::text[] AS unique_keys
+             HAVING bool_and(a.attnotnull))::text[] AS unique_keys,
+       NOT c.relispartition AND c.relkind = 'r' AND EXISTS (
+           SELECT FROM pg_catalog.pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) AS inherits,
+       (WITH RECURSIVE tree AS (
+            SELECT c.oid
+            UNION ALL
+            SELECT i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid)
+        SELECT l.relnamespace::regnamespace || '.' || l.relname
+        FROM tree t JOIN pg_catalog.pg_class l ON l.oid = t.oid
+        WHERE l.relpersistence <> 'p' ORDER BY l.oid LIMIT 1) AS fleeting
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(name)s
 """
@@ -106,6 +115,8 @@ class _Relation:
     kind: str
     primary_key: list[str]
     unique_keys: list[str]
+    inherits: bool
+    fleeting: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +150,16 @@ def polled_table(connection: psycopg.Connection, options: TableOptions, *, where
         )
     if relation.kind not in list(Kind):
         raise ConfigurationError(f"{where}: {name} is neither a table nor a view: capture a view of it")
+    if relation.inherits:
+        raise ConfigurationError(
+            f"{where}: {name} takes part in inheritance: its rows are in several tables without a common key; capture "
+            "a view of them, and name a key that is unique there"
+        )
+    if relation.fleeting is not None:
+        raise ConfigurationError(
+            f"{where}: {relation.fleeting} is unlogged or temporary: a crash would empty it without a trace, and no "
+            "replica has its rows; run: ALTER TABLE … SET LOGGED, or leave it out"
+        )
     with connection.cursor(row_factory=class_row(_Column)) as columns_of:
         columns = {one.name: one for one in columns_of.execute(_COLUMNS, {"oid": relation.oid})}
     key = _key(options, relation, columns)

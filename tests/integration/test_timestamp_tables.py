@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cdc.sources import polled_options
+from cdc.timestamp_tables import polled_table
 from compose.local.kafka import KafkaBroker
+from runtime.errors import ConfigurationError
 from tests.daemons import Daemons
 from tests.integration.polled_source import BOTH, NO_LOOK_BACK, TIMESTAMP, PolledSource
 from tests.waiting import wait_until
@@ -43,6 +46,53 @@ def test_keys_of_every_kind_are_found_looked_up_and_swept(polled: PolledSource, 
 def _texts(polled: PolledSource) -> dict[str, int]:
     texts = [json.loads(value)["text"] for value in polled.topic("odd").values.values()]
     return {text: texts.count(text) for text in set(texts)}
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        ("CREATE TABLE child () INHERITS (odd)", "takes part in inheritance"),
+        ("CREATE TABLE parent (id bigint NOT NULL); ALTER TABLE odd INHERIT parent", "takes part in inheritance"),
+        ("ALTER TABLE odd SET UNLOGGED", "odd is unlogged or temporary"),
+        (
+            """
+            DROP TABLE odd;
+            CREATE TABLE odd (id bigint PRIMARY KEY, updated_at timestamptz) PARTITION BY LIST (id);
+            CREATE UNLOGGED TABLE one PARTITION OF odd FOR VALUES IN (1)
+            """,
+            "public.one is unlogged or temporary",
+        ),
+    ],
+    ids=["parent", "child", "unlogged", "unlogged partition"],
+)
+def test_a_table_whose_rows_have_no_common_key_or_do_not_last_is_refused(
+    polled: PolledSource, made: str, complaint: str
+) -> None:
+    polled.run("CREATE TABLE odd (id bigint PRIMARY KEY, updated_at timestamptz)")
+    (options,) = polled_options(polled.tables(odd=TIMESTAMP)["VIEWKEEPER_CDC_TABLES"])
+    polled_table(polled.connection, options, where="test")
+    polled.run(made)
+    with pytest.raises(ConfigurationError, match=complaint):
+        polled_table(polled.connection, options, where="test")
+
+
+@pytest.mark.parametrize(
+    ("altered", "complaint"),
+    [
+        ("CREATE TABLE child () INHERITS (items); INSERT INTO child VALUES (1, 'twice', now())", "inheritance"),
+        ("ALTER TABLE items SET UNLOGGED", "unlogged"),
+    ],
+    ids=["parent", "unlogged"],
+)
+def test_the_capture_stops_at_a_table_that_becomes_so(
+    polled: PolledSource, daemon: Daemons, altered: str, complaint: str
+) -> None:
+    capture = daemon("cdc", "run", settings=polled.tables(items=TIMESTAMP))
+    polled.wait_published("items")
+    polled.run(altered)
+    assert capture.wait() == 2
+    assert complaint in capture.log_text().splitlines()[-1]
+    assert polled.rows("items")["1"]["text"] == "first"
 
 
 def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: PolledSource, daemon: Daemons) -> None:
