@@ -105,6 +105,18 @@ def test_a_row_from_the_future_hides_none_behind_it(polled: PolledSource, daemon
     polled.wait_text("items", 1, "second")
 
 
+@pytest.mark.newest_postgres
+def test_infinity_without_a_zone_is_passed_over_and_hides_none_behind_it(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run(
+        "CREATE TABLE stamped (id int PRIMARY KEY, text text, updated_at timestamp)",
+        "INSERT INTO stamped VALUES (1, 'first', '2026-01-01'), (2, 'first', 'infinity')",
+    )
+    daemon("cdc", "run", settings=polled.tables(stamped=TIMESTAMP))
+    polled.wait_published("stamped")
+    polled.run("INSERT INTO stamped VALUES (3, 'unseen', 'infinity'), (4, 'second', '2026-01-02')")
+    polled.wait_keys("stamped", 1, 2, 4)
+
+
 @pytest.mark.parametrize("zone", ["with", "without"])
 def test_no_setting_of_the_server_moves_a_timestamp(polled: PolledSource, daemon: Daemons, zone: str) -> None:
     database = polled.connection.info.dbname
