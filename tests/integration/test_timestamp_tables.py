@@ -1,12 +1,14 @@
 """Tables that the timestamp source polls: keys of every kind, partitions, and one that triggers captured before."""
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cdc.sources import polled_options
+from cdc.tables import SourceKind
 from cdc.timestamp_tables import polled_table
 from compose.local.kafka import KafkaBroker
 from runtime.errors import ConfigurationError
@@ -104,26 +106,37 @@ def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: Polled
     polled.assert_topic_equals_table("items", "id")
 
 
-def test_a_table_that_triggers_captured_is_read_anew_when_that_is_asked_for(
-    source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Path, daemon: Daemons
-) -> None:
-    polled = PolledSource(source_url, kafka, topic_prefix, tmp_path)
-    with closing(polled.connection):
-        polled.run(
+@pytest.fixture
+def movable(source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> Iterator[PolledSource]:
+    """Give a source with a table of ten rows that can be polled, and attached as well."""
+    source = PolledSource(source_url, kafka, topic_prefix, tmp_path)
+    with closing(source.connection):
+        source.run(
             "CREATE TABLE items (id bigint PRIMARY KEY, text text, updated_at timestamptz)",
             "INSERT INTO items SELECT i, 'first', now() FROM generate_series(1, 10) i",
         )
-        polled.attach("items")
-        capture = daemon("cdc", "run")
-        polled.wait_published("items")
-        assert capture.terminate() == 0
-        polled.run("UPDATE items SET text = 'between' WHERE id = 1", "DELETE FROM items WHERE id = 2")
-        settings = polled.tables(items=TIMESTAMP)
-        refused = daemon("cdc", "run", settings=settings)
-        assert refused.wait() == 1
-        assert "run: viewkeeper-cdc snapshot public.items" in refused.log_text()
-        assert daemon("cdc", "snapshot", "items", settings=settings).wait() == 0
-        daemon("cdc", "run", settings=settings)
-        polled.wait_keys("items", 1, *range(3, 11))
-        polled.wait_published("items")
-        polled.assert_topic_equals_table("items", "id")
+        yield source
+
+
+@pytest.mark.parametrize("to", [SourceKind.TIMESTAMP, SourceKind.TRIGGERS])
+def test_a_table_that_comes_from_polls_or_goes_there_is_read_anew_when_that_is_asked_for(
+    movable: PolledSource, daemon: Daemons, to: SourceKind
+) -> None:
+    polling = movable.tables(items=TIMESTAMP)
+    before, after = ({}, polling) if to is SourceKind.TIMESTAMP else (polling, {})
+    if to is SourceKind.TIMESTAMP:
+        movable.attach("items")
+    capture = daemon("cdc", "run", settings=before)
+    movable.wait_published("items")
+    assert capture.terminate() == 0
+    if to is SourceKind.TRIGGERS:
+        movable.attach("items")
+    movable.run("UPDATE items SET text = 'between' WHERE id = 1", "DELETE FROM items WHERE id = 2")
+    refused = daemon("cdc", "run", settings=after)
+    assert refused.wait() == 1
+    assert "run: viewkeeper-cdc snapshot public.items" in refused.log_text()
+    assert daemon("cdc", "snapshot", "items", settings=after).wait() == 0
+    daemon("cdc", "run", settings=after)
+    movable.wait_keys("items", 1, *range(3, 11))
+    movable.wait_published("items")
+    movable.assert_topic_equals_table("items", "id")
