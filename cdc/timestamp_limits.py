@@ -6,7 +6,7 @@ from cdc.timestamp_tables import PolledTable
 _OF_ALL = ("deletes until the next sweep",)
 _OF_TIMESTAMPS = (
     "rows that are committed later than the look-back reaches",
-    "updates that do not touch the timestamp",
+    "updates that leave the timestamp as it was",
     "rows whose timestamp is NULL",
 )
 
