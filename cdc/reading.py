@@ -108,6 +108,8 @@ class Reader:
 
     def _look(self) -> None:
         """Take up what is attached now, and begin what was asked for."""
+        # What is published of a table tells one that is gone from one that never was there.
+        self._source.committed(self.published)
         attached, looks = self._source.attached()
         attachments = {str(table.name): table.attachment for table in attached}
         entries = {name: entry for name, entry in self._entries.items() if name in attachments}

@@ -67,7 +67,12 @@ class TimestampSource(Source):
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
         """Return the tables that VIEWKEEPER_CDC_TABLES names, and what they look like."""
         with translated(self._where), self._reading(()):
-            tables = [polled_table(self._connection, options, where=self._where) for options in self._options]
+            tables = [
+                polled_table(
+                    self._connection, options, where=self._where, was_there=str(options.name) in self._published
+                )
+                for options in self._options
+            ]
             seen = looks(self._connection, tables)
         before, self._pollings = self._pollings, {}
         for polled in tables:
@@ -87,7 +92,7 @@ class TimestampSource(Source):
         return {}
 
     def committed(self, published: Mapping[str, TableCursor]) -> None:
-        """Take note of which tables are complete."""
+        """Take note of which tables there were, and which are complete."""
         self._published = published
 
     def arm(self, table: CapturedTable) -> bool:  # noqa: ARG002 - interface

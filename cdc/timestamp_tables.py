@@ -135,17 +135,21 @@ class _Column:
         return Column(self.name, self.type, self.cast, self.type_modifier)
 
 
-def polled_table(connection: psycopg.Connection, options: TableOptions, *, where: str) -> PolledTable:
+def polled_table(
+    connection: psycopg.Connection, options: TableOptions, *, where: str, was_there: bool = True
+) -> PolledTable:
     """Return a table as the catalog has it and its options say.
 
-    Raises ConfigurationError, with what to do, for options that do not fit it; CaptureError if it is gone.
+    Raises ConfigurationError, with what to do, for options that do not fit it, or name what never `was_there`;
+    CaptureError if it is gone.
     """
     name = options.name
     mode = _mode(options)
     with connection.cursor(row_factory=class_row(_Relation)) as cursor:
         relation = cursor.execute(_RELATION, {"schema": name.schema, "name": name.name}).fetchone()
     if relation is None:
-        raise CaptureError(
+        error = CaptureError if was_there else ConfigurationError
+        raise error(
             f"{where}: there is no table or view {name}, which VIEWKEEPER_CDC_TABLES names; was it dropped or renamed?"
         )
     if relation.kind not in list(Kind):

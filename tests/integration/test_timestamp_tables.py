@@ -97,6 +97,20 @@ def test_the_capture_stops_at_a_table_that_becomes_so(
     assert polled.rows("items")["1"]["text"] == "first"
 
 
+def test_a_name_of_no_table_is_a_wrong_setting_and_a_table_that_was_dropped_is_none(
+    polled: PolledSource, daemon: Daemons
+) -> None:
+    refused = daemon("cdc", "run", settings=polled.tables(itmes=TIMESTAMP))
+    assert refused.wait() == 2
+    assert "there is no table or view public.itmes" in refused.log_text()
+    settings = polled.tables(items=TIMESTAMP)
+    capture = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    polled.run("DROP TABLE items")
+    assert capture.wait() == 1
+    assert daemon("cdc", "run", settings=settings).wait() == 1
+
+
 def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: PolledSource, daemon: Daemons) -> None:
     daemon("cdc", "run", settings=polled.tables(items=BOTH))
     polled.wait_published("items")
