@@ -39,6 +39,8 @@ _QUIET: Mapping[str, list[Key]] = {
     "late": [(-number,) for number in range(1, _QUIET_COUNT + 1)],
 }
 _LEAST_QUIET = 10
+_MOMENT = 10
+"""Of so many of its transactions a writer has stamped the rows a moment ago."""
 
 Row = dict[str, Any]
 Place = tuple[str, Key]
@@ -65,12 +67,21 @@ class PolledWriter(Writer):
             (self._copy, 1, ("plain", "worded", "emptied", "parted")),
             (self._empty, 1, ("emptied",)),
             (self._append, 8, ("late",)),
+            (self._stamp_alike, 15, ("plain", "worded", "emptied")),
             (self._change_quietly, 15, tuple(_QUIET)),
         ]
 
-    def _upsert(self, transaction: Transaction, relation: str) -> None:
-        stamp = self._random.choice((Stamp.NOW, Stamp.SECOND))
-        transaction.upsert(relation, self._keys(relation), self._filling(), stamp=stamp)
+    def _stamp_alike(self, transaction: Transaction, relation: str) -> None:
+        """Change rows that this writer stamped a moment ago, and may have been published since."""
+        stamped = {
+            change.key
+            for note in self.notes[-_MOMENT:]
+            for change in note.changes
+            if change.relation == relation and change.alive and change.told
+        }
+        if stamped:
+            keys = sorted(self._random.sample(sorted(stamped), min(len(stamped), 3)))
+            transaction.upsert(relation, keys, self._filling(), stamp=Stamp.ALIKE)
 
     def _append(self, transaction: Transaction, relation: str) -> None:
         transaction.append(relation, self._random.randint(1, 5), self._filling())

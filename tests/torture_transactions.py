@@ -45,13 +45,13 @@ UPDATE version SET version = version + 1 WHERE relation = %s AND key LIKE %s RET
 
 
 class Stamp(Enum):
-    """What a change does to a row's `updated_at`, as SQL; KEPT leaves that of a row alone that is there.
+    """What a change does to a row's `updated_at`, as SQL; KEPT and ALIKE leave that of a row alone that is there.
 
-    With SECOND, changes of one second are stamped alike.
+    ALIKE is for rows that were stamped a moment ago.
     """
 
     NOW = "now()"
-    SECOND = "date_trunc('second', now())"
+    ALIKE = "clock_timestamp()"
     LONG_AGO = "now() - interval '1 hour'"
     NONE = "NULL"
     KEPT = "now() - interval '2 hours'"
@@ -59,7 +59,7 @@ class Stamp(Enum):
     @property
     def tells(self) -> bool:
         """Whether somebody who looks for rows with a new `updated_at` finds the change."""
-        return self in (Stamp.NOW, Stamp.SECOND)
+        return self in (Stamp.NOW, Stamp.ALIKE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Transaction:
             SQL(stamp.value),
             SQL(", ").join(SQL("%s::{}[]").format(SQL(KEY_TYPES[column])) for column in columns),
             _names(columns),
-            SQL("t.updated_at" if stamp is Stamp.KEPT else "excluded.updated_at"),
+            SQL("t.updated_at" if stamp in (Stamp.KEPT, Stamp.ALIKE) else "excluded.updated_at"),
         )
         self.session.execute(statement, [*_columns(keys), [versions[key] for key in keys]])
         self._note(relation, versions, alive=True, told=stamp.tells)
