@@ -40,9 +40,12 @@ def ensure_topic(
     where = f"topic {name}"
     with translated(where):
         known = client.list_topics(timeout=REQUEST_SECONDS).topics
-    if name not in known and _created(client, settings, name, partitions, config):
+    if name not in known:
+        is_ours = _created(client, settings, name, partitions, config)
+        # Another process may have made it just now.
         _wait_for_leaders(client, name, partitions)
-        log.info("topic_created", topic=name, partitions=partitions)
+        if is_ours:
+            log.info("topic_created", topic=name, partitions=partitions)
     topic_id, count = topic_identities(client, [name])[name]
     with translated(where):
         resource = ConfigResource(ResourceType.TOPIC, name)
