@@ -115,19 +115,20 @@ class _Records:
         # As confluent-kafka's serializer does it, byte for byte, at two thirds of its cost: see DECISIONS.md.
         self._schema = parse_schema(without_logical_types(schema))
         self._types = types
-        # A TypedDict can have any names, and no raw JSON: what is wanted raw is read beside it.
-        self._raw = [name for name, one in types.items() if one.json is msgspec.Raw]
-        typed = {name: one.nullable_json for name, one in types.items() if name not in self._raw}
+        # A TypedDict takes no raw JSON, and msgspec finds no name beyond ASCII in one: such columns are read beside it.
+        beside = [name for name, one in types.items() if one.json is msgspec.Raw or not name.isascii()]
+        typed = {name: one.nullable_json for name, one in types.items() if name not in beside}
         self._decode = msgspec.json.Decoder(TypedDict("Columns", typed)).decode  # type: ignore[operator]  # built here
+        self._beside = [(name, msgspec.json.Decoder(types[name].nullable_json).decode) for name in beside]
         self._writes = [(name, one.write) for name, one in types.items() if one.write]
         self._renamed = [(name, avro_name(name)) for name in types if avro_name(name) != name]
 
     def encoded(self, text: bytes) -> bytes:
         """Encode an object; raise ValueError for a value that Avro cannot hold."""
         columns: dict[str, Any] = self._decode(text)
-        if self._raw:
+        if self._beside:
             parts = _decode_raw(text)
-            columns.update((name, parts[name]) for name in self._raw)
+            columns.update((name, decode(parts[name])) for name, decode in self._beside)
         for name, write in self._writes:
             value = columns[name]
             if value is not None:

@@ -1,5 +1,6 @@
 """The capture with Avro and a real Schema Registry: what it registers, what it refuses, and what stops it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -106,6 +107,30 @@ def test_a_subject_that_takes_any_schema_is_warned_of_at_the_start(
     assert (warned["subject"], warned["level"]) == (subject, "warning")
     assert "to BACKWARD" in warned["advice"]
     tweets.wait_exact("tweets")
+
+
+def test_columns_of_any_name_are_read_back_right_in_keys_and_rows(
+    source: Source, daemon: Daemons, avro: dict[str, str], schema_registry: SchemaRegistry, client: SchemaRegistryClient
+) -> None:
+    source.run(
+        """CREATE TABLE sizes ("schlüssel" integer, "a""b" text, "größe" numeric(6,2), "maß" float8, "tøm" date,
+                              PRIMARY KEY ("schlüssel", "a""b"))""",
+        "INSERT INTO sizes VALUES (1, 'x', 1.50, 0.5, '2026-01-02'), (2, 'y', NULL, NULL, NULL)",
+    )
+    source.attach("sizes")
+    with read_as_avro(source, schema_registry.url):
+        daemon("cdc", "run", settings=avro)
+        source.wait_exact("sizes")
+        rows = {source.as_json(row).decode() for row in source.topic("sizes").values.values()}
+    assert rows == {
+        '{"schlüssel":1,"a\\"b":"x","größe":"1.50","maß":0.5,"tøm":"2026-01-02"}',
+        '{"schlüssel":2,"a\\"b":"y","größe":null,"maß":null,"tøm":null}',
+    }
+    written = client.get_latest_version(f"{source.topic_name('sizes')}-value").schema
+    assert written is not None
+    fields = {field["name"]: field.get("column") for field in json.loads(written.schema_str or "")["fields"]}
+    assert fields["gr_xf6__xdf_e"] == "größe"
+    assert fields["a_x22_b"] == 'a"b'
 
 
 def test_a_registry_that_is_away_is_waited_for(source: Source, daemon: Daemons, tmp_path: Path) -> None:
