@@ -236,9 +236,9 @@ def reconcile_tables(tables: tuple[TableName, ...], *, dry_run: bool, as_json: b
     """Compare the topics of TABLEs, or of all that are captured, with their tables, while both keep changing.
 
     A key is missing (its row is not in the topic), stale (the topic has another row), a ghost (the topic has a row that
-    the table has not) or foreign (of a form that the capture never writes). It differs if that is seen five times while
-    its row stood still; one that never does is undecided, and no difference. Rows that are held back for their size are
-    counted apart.
+    the table has not) or foreign (of a form that the capture never writes, or in a partition where it writes no such
+    key). It differs if that is seen five times while its row stood still; one that never does is undecided, and no
+    difference. Rows that are held back for their size are counted apart.
 
     The running capture publishes the keys that differ, then they are compared once more; nothing is published by this
     command. The topic's keys are kept meanwhile in a temporary file, where TMPDIR says. Exit code 1 if keys differ:

@@ -24,7 +24,8 @@ class Kind(StrEnum):
     STALE = "stale"
     GHOST = "ghost"
     FOREIGN = "foreign"
-    """A key of a form that the capture never writes: another program did, and no capture can delete it."""
+    """A key of a form that the capture never writes, or in a partition where it never writes it: another program did,
+    and no capture can delete it."""
 
 
 class Outcome(StrEnum):

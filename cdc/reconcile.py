@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
@@ -15,6 +16,7 @@ from cdc.images import Images, open_images
 from cdc.kafka_requests import RequestTopic
 from cdc.masks import demand_key, mask_session
 from cdc.outside import outside
+from cdc.partitions import is_astray, partition_of, record_of
 from cdc.polling import NOTHING
 from cdc.reconciling import Reconciling, Say, Tally
 from cdc.records import RecordReader
@@ -49,7 +51,7 @@ _FETCH = {
 class Reconciled:
     """A table that was compared; `images` has the keys that were found to differ, until the next table is asked for.
 
-    `name` returns a key's JSON.
+    `name` returns a key's JSON, and where its record lies if no capture writes the key there.
     """
 
     table: TableName
@@ -169,7 +171,16 @@ class _Comparison:
                     one.repair()
             except ObjectMissing as error:
                 raise CaptureError(f"{name} was altered or detached while it was compared: run this again") from error
-            yield Reconciled(name, one.tally, images, rows.name)
+            yield Reconciled(name, one.tally, images, partial(_named, rows, len(beginning)))
+
+
+def _named(rows: SourceRows, partitions: int, image: bytes) -> str:
+    if not is_astray(image):
+        return rows.name(image)
+    key, partition = record_of(image)
+    home = partition_of(key, partitions)
+    place = "" if home == partition else f" (in partition {partition}, and belongs in {home})"
+    return f"{rows.name(key)}{place}"
 
 
 def _chosen(

@@ -11,6 +11,7 @@ from confluent_kafka import Message
 
 from cdc.images import Images
 from cdc.judging import TRIES, Digest, Judge, Kind, Outcome, Verdict, digest
+from cdc.partitions import image_key, is_astray
 from cdc.records import RecordReader
 from cdc.source_rows import SourceRows
 from cdc.watermarks import Watermarks
@@ -81,7 +82,7 @@ class Reconciling:
         total = sum(end_offsets)
         while self._reader.is_behind(end_offsets):
             self._say(f"the topic is read: {sum(self._reader.next_offsets):,} of {total:,} offsets")
-            self._images.take(_images_of(self._reader.read(PIECE_RECORDS)))
+            self._images.take(_images_of(self._reader.read(PIECE_RECORDS), len(end_offsets)))
 
     def _read_table(self, total_rows: int | None) -> int:
         """Compare all rows with the topic as it was read; return how many are unequal."""
@@ -105,21 +106,23 @@ class Reconciling:
             undecided = [key for key in keys if key not in verdicts]
             if not undecided:
                 break
-            before = self._rows.rows_of(undecided)
+            # No row is written where the others lie.
+            in_place = [key for key in undecided if not is_astray(key)]
+            before = self._rows.rows_of(in_place)
             # The time is read after the rows.
             entry, watermark = self._watermarks.passed(self._rows.now())
             self._catch_up(watermark.next_offsets)
             shown = self._images.shown(undecided)
-            after = self._rows.rows_of(undecided)
+            after = self._rows.rows_of(in_place)
             held_back = (
-                {key for key in undecided if self._rows.name(key) in entry.held_back} if entry.held_back else set()
+                {key for key in in_place if self._rows.name(key) in entry.held_back} if entry.held_back else set()
             )
             verdicts |= _judged(judge, before, shown, after, held_back)
         return {key: verdicts.get(key, Outcome.UNDECIDED) for key in keys}
 
     def _catch_up(self, end_offsets: Sequence[int]) -> None:
         while self._reader.is_behind(end_offsets):
-            self._images.renew(_images_of(self._reader.read(PIECE_RECORDS)))
+            self._images.renew(_images_of(self._reader.read(PIECE_RECORDS), len(end_offsets)))
 
     def _note(self, verdicts: Verdicts) -> None:
         kinds = {key: verdict for key, verdict in verdicts.items() if isinstance(verdict, Kind)}
@@ -156,7 +159,7 @@ def _judged(
         if key in before and key in after:
             verdict = judge.verdict(key, before[key], image, after[key])
         else:
-            # No row can have this key, now or later.
+            # No row can have this key, now or later, or be written where the record lies.
             verdict = Outcome.EQUAL if image is None else Kind.FOREIGN
         if verdict is not Outcome.EQUAL and key in held_back:
             verdict = Outcome.HELD_BACK
@@ -165,11 +168,11 @@ def _judged(
     return verdicts
 
 
-def _images_of(records: Sequence[Message]) -> dict[bytes, Digest | None]:
-    """Return the newest image of each key in the records."""
+def _images_of(records: Sequence[Message], partitions: int) -> dict[bytes, Digest | None]:
+    """Return the newest image of each key in the records, apart for those that lie in another partition than theirs."""
     images: dict[bytes, Digest | None] = {}
     for record in records:
-        key, value = record.key(), record.value()
-        if isinstance(key, bytes):
-            images[key] = digest(value) if isinstance(value, bytes) else None
+        key, value, partition = record.key(), record.value(), record.partition()
+        if isinstance(key, bytes) and partition is not None:
+            images[image_key(key, partition, partitions)] = digest(value) if isinstance(value, bytes) else None
     return images

@@ -15,7 +15,9 @@ import pytest
 from confluent_kafka import Producer
 
 from cdc.attachment import attach
+from cdc.partitions import partition_of
 from cdc.wire import TableName
+from runtime.settings import CdcSettings
 from tests.daemons import Daemon, Daemons
 from tests.integration.captured_source import CAPTURE, Source, headers, insert_tweets
 from tests.waiting import wait_until
@@ -37,6 +39,7 @@ FOREIGN = [
 ]
 
 
+PARTITIONS = CdcSettings.model_fields["topic_partitions"].default
 LARGE_ROWS = 300_000
 DIFFERENT_ROWS = 20_000
 MOST_MEBIBYTES = 170
@@ -79,11 +82,12 @@ def reconcile(daemon: Daemons) -> Reconcile:
     return Reconcile(daemon)
 
 
-def put(source: Source, table: str, images: dict[bytes, bytes | None]) -> None:
-    """Write records into a table's topic as no capture would."""
+def put(source: Source, table: str, images: Mapping[bytes, bytes | None], *, beside: bool = False) -> None:
+    """Write records into a table's topic as no capture would; `beside` the partitions where their keys belong."""
     producer = Producer({"bootstrap.servers": source.bootstrap_servers, "partitioner": "murmur2_random"})
     for key, value in images.items():
-        producer.produce(source.topic_name(table), value, key)
+        place = {"partition": (partition_of(key, PARTITIONS) + 1) % PARTITIONS} if beside else {}
+        producer.produce(source.topic_name(table), value, key, **place)
         producer.poll(0)
     assert producer.flush(30) == 0
 
@@ -161,6 +165,31 @@ def test_a_key_that_is_none_of_the_tables_is_named_and_left(planted: Source, rec
     assert {key for kind, key in keys(tweets) if kind == "foreign"} == {key.decode() for key in FOREIGN}
     put(planted, "tweets", dict.fromkeys(FOREIGN))
     assert counts(reconcile.json("tweets")["public.tweets"]) == {"compared": 300, "equal": 300}
+
+
+def test_records_in_another_partition_than_their_keys_own_are_foreign_and_hide_nothing(
+    planted: Source, reconcile: Reconcile
+) -> None:
+    of_another_row = b'{"tweet_id":3}'
+    astray = {MISSING: planted.wire_rows("tweets")[MISSING], of_another_row: WRONG, GHOST: WRONG, b"none": WRONG}
+    put(planted, "tweets", astray, beside=True)
+    tweets = reconcile.json("tweets", exit_code=1)["public.tweets"]
+    assert counts(tweets) == {
+        "compared": 305, "equal": 298, "missing": 1, "stale": 1, "ghosts": 1, "foreign": 4, "repaired": 3, "left": 4,
+    }  # fmt: skip
+    homes = {key: partition_of(key, PARTITIONS) for key in astray}
+    assert {key for kind, key in keys(tweets) if kind == "foreign"} == {
+        f"{key.decode()} (in partition {(home + 1) % PARTITIONS}, and belongs in {home})" for key, home in homes.items()
+    }
+    put(planted, "tweets", dict.fromkeys(astray), beside=True)
+    assert counts(reconcile.json("tweets")["public.tweets"]) == {"compared": 300, "equal": 300}
+
+
+def test_keys_of_any_length_belong_where_our_producers_write_them(planted: Source) -> None:
+    put(planted, "tweets", {b"\xfe%s" % (b"k" * length): WRONG for length in range(9)})
+    places = {bytes(record.key() or b""): record.partition() for record in planted.topic("tweets").records}
+    assert len(places) > 300
+    assert places == {key: partition_of(key, PARTITIONS) for key in places}
 
 
 def test_p10_rows_that_change_all_the_time_are_never_a_difference(
