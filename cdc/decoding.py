@@ -1,6 +1,7 @@
 """From records back to keys and rows: the one seam behind which the encodings of a topic are read."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +18,13 @@ class Decoding(Protocol):
 
     def reader(self, struct: type[msgspec.Struct]) -> Callable[[bytes], Any]:
         """Return a function that reads a key's or a row's columns into a struct with fields of their names."""
+
+
+def shown(decoding: Decoding, key: bytes) -> str:
+    """Return a key's JSON, or what can be shown of one that is none of the encoding."""
+    with suppress(ValueError):
+        (key,) = decoding.keys_json([key])
+    return key.decode(errors="replace")
 
 
 class JsonDecoding:

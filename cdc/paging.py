@@ -13,8 +13,8 @@ from cdc.change import Page, Unit
 from cdc.cursor import TableCursor
 from cdc.progress import Phase, phase
 from cdc.rounds import NO_KEYS, Drain, Found, Mark, Round
-from cdc.source import MOST_PAGE_BYTES, Source
-from cdc.sweep import KeyReader, key_columns
+from cdc.source import MOST_PAGE_BYTES, Source, by_column
+from cdc.sweep import Batch, KeyReader, key_columns
 from cdc.tables import CapturedTable
 from cdc.taking_up import TakingUp
 from runtime.settings import CdcSettings
@@ -187,15 +187,26 @@ class Paging:
         if entry.topic not in self._sweeps:
             log.info("ghost_sweep", table=str(table.name))
             self._sweeps[entry.topic] = KeyReader(
-                self._settings, self._taking_up.encoding.decoding, entry.topic, entry.sweep
+                self._settings, self._taking_up.encoding.decoding, table, entry.topic, entry.sweep
             )
+        sweep = self._sweeps[entry.topic]
+        batch = sweep.batch(self.most_rows(table))
         # Their rows may be published, too.
-        batch = self._sweeps[entry.topic].batch(self.most_rows(table))
-        page = self._source.ghosts(table, batch.keys)
+        page = self._source.ghosts(table, by_column(self._taken(table, sweep, batch)))
+        if page is not None and batch.next_offsets is None:
+            sweep.tell()
         if page is None or batch.next_offsets is None:
             # Locked, it begins again from where the cursor is.
             self._end_sweep(entry.topic)
         return None if page is None else (page, progress.swept(entry, next_offsets=batch.next_offsets))
+
+    def _taken(self, table: CapturedTable, sweep: KeyReader, batch: Batch) -> list[Sequence[str]]:
+        """Return the texts of those keys of a batch that the table can have, and pass over the others."""
+        # With an enum among them all are looked up, which stops the capture at a value that is none: after a label was
+        # renamed such keys are ours.
+        taken = list(batch.keys) if table.labels else self._source.taken(table, batch.keys)
+        sweep.pass_over([*batch.foreign, *(batch.keys.keys() - set(taken))])
+        return [batch.keys[key] for key in taken]
 
     def _forgotten(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
         """Now and then, read which rows that are held back are gone: TRUNCATE logs no keys, and no topic has these."""

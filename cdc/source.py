@@ -4,8 +4,8 @@ Sources differ in how they find which keys changed since a position: see trigger
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from cdc import statements
 from cdc.change import KeyAndRow, Op, Page
 from cdc.cursor import TableCursor
 from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
+from cdc.halving import halved
 from cdc.rounds import Drain, Found, Keys, KnownBy, Positions, Round
 from cdc.session import READER
 from cdc.tables import CapturedTable, Kind, SourceKind, keys_of
@@ -157,6 +158,21 @@ class Source(ABC):
                 rows = self._rows(sql, arrays(keys)) if keys else ()
         return Page(table, rows, read_at_ms, Op.DELETE)
 
+    def taken(self, table: CapturedTable, keys: Mapping[bytes, Sequence[str]]) -> list[bytes]:
+        """Return those of the keys from the topic, each with its columns' texts, that the columns' types take."""
+
+        def take(some: Sequence[bytes]) -> bool | None:
+            return self._takes(table, by_column(keys[key] for key in some)) or None
+
+        return [key for some, takes in halved(list(keys), take) if takes for key in some]
+
+    def _takes(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> bool:
+        sql = self._render((table, "texts"), lambda: statements.key_texts(table))
+        with translated(self._where), suppress(psycopg.DataError):
+            self._connection.execute(sql, arrays(keys))
+            return True
+        return False
+
     def chunk(self, table: CapturedTable, after: tuple[str, ...] | None, *, most_rows: int) -> Page | None:
         """Read the next rows of a table in key order, in a snapshot of their own; None while the table is locked."""
         resumed = after is not None
@@ -273,6 +289,11 @@ class AttachedSource(Source):
     @abstractmethod
     def tell(self, table: CapturedTable, keys: Keys) -> None:
         """Have keys that another source has found be found by this one, as if they had changed now."""
+
+
+def by_column(keys: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Return the texts of keys as one list a key column."""
+    return [list(texts) for texts in zip(*keys, strict=True)]
 
 
 def arrays(keys: Sequence[str | Sequence[str]]) -> dict[str, object]:

@@ -5,13 +5,14 @@ Keys are the bytes that the topic has, whatever its encoding.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
 from cdc.change import KeyAndRow, Page
+from cdc.decoding import shown
 from cdc.encoding import Encoding
 from cdc.errors import CaptureError, WireError
+from cdc.halving import halved
 from cdc.judging import Digest, digest
 from cdc.source import Source
 from cdc.sweep import key_columns
@@ -83,22 +84,17 @@ class SourceRows:
 
     def name(self, key: bytes) -> str:
         """Return a key's JSON, or what can be shown of one that is none of the encoding."""
-        with suppress(ValueError):
-            (key,) = self._encoding.decoding.keys_json([key])
-        return key.decode(errors="replace")
+        return shown(self._encoding.decoding, key)
 
     def _looked_up(self, keys: Sequence[bytes]) -> dict[bytes, Digest | None]:
-        page = self._page_of(keys)
-        if page is not None and not page.is_cut:
-            found = {key: None if row is None else digest(row) for key, row in self._encoded(page)}
-            return {key: found[key] for key in keys if key in found}
-        if len(keys) == 1:
-            return {}
-        half = len(keys) // 2
-        return self._looked_up(keys[:half]) | self._looked_up(keys[half:])
+        found: dict[bytes, Digest | None] = {}
+        for some, page in halved(keys, self._page_of):
+            rows = {key: None if row is None else digest(row) for key, row in self._encoded(page)} if page else {}
+            found.update((key, rows[key]) for key in some if key in rows)
+        return found
 
     def _page_of(self, keys: Sequence[bytes]) -> Page | None:
-        """Read the rows of keys, cut where they are wide; None if one of them cannot be a key of the table."""
+        """Read the rows of keys; None if they are too wide for a page, or one of them cannot be a key of the table."""
         try:
             columns = self._columns(keys)
             if len(columns) != len(self._table.key):
@@ -110,7 +106,7 @@ class SourceRows:
             # It is not of the encoding, no object, or holds a text that the column's type does not take.
             return None
         self._look_up_keys = _next_size(self._look_up_keys, page, most=LOOK_UP_KEYS)
-        return page
+        return None if page.is_cut else page
 
     def _columns(self, keys: Sequence[bytes]) -> list[list[str]]:
         return key_columns(self._topic, set(self._encoding.decoding.keys_json(keys)))

@@ -9,9 +9,10 @@ from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
 
 from cdc.cursor import Cursor, Sweep, TableCursor
+from cdc.decoding import shown
 from cdc.encoding import Encoding, Form
-from cdc.errors import CaptureError, WireError
-from cdc.sweep import KeyReader
+from cdc.errors import CaptureError
+from cdc.sweep import MOST_SHOWN, KeyReader
 from cdc.tables import CapturedTable
 from cdc.topics import CHANGELOG_CONFIG, Topic, end_offsets, ensure_topic, topic_identities
 from cdc.wire import topic_name
@@ -133,16 +134,18 @@ class TakingUp:
                 raise CaptureError(_repartitioned(name, table, partitions, len(entry.next_offsets)))
 
     def _demand_readable(self, table: CapturedTable, topic: str, ends: tuple[int, ...]) -> None:
-        """Raise CaptureError if a topic that no cursor tells of begins with keys of another encoding."""
+        """Raise CaptureError if a topic that no cursor tells of begins with keys that are none of the table's."""
         begin = Sweep(next_offsets=(0,) * len(ends), end_offsets=ends)
-        with closing(KeyReader(self._settings, self.encoding.decoding, topic, begin)) as reader:
-            try:
-                reader.batch(_SAMPLE_RECORDS)
-            except WireError as error:
-                raise CaptureError(
-                    f"{error}; set VIEWKEEPER_ENCODING as it was, or delete topic {topic}, then "
-                    f"{_ANEW.format(table=table.name)}"
-                ) from error
+        with closing(KeyReader(self._settings, self.encoding.decoding, table, topic, begin)) as reader:
+            sample = reader.batch(_SAMPLE_RECORDS)
+        # Beside keys of ours they are another program's.
+        if sample.foreign and not sample.keys:
+            first = shown(self.encoding.decoding, sample.foreign[0])[:MOST_SHOWN]
+            raise CaptureError(
+                f"topic {topic}: it has keys that are none of {table.name}, as VIEWKEEPER_ENCODING="
+                f"{self._settings.encoding} writes them, {first} for instance; set "
+                f"VIEWKEEPER_ENCODING as it was, or delete topic {topic}, then {_ANEW.format(table=table.name)}"
+            )
 
     def _demand_sole_writer(self, table: CapturedTable, topic: Topic) -> None:
         for name, cursor in self._cursors().items():

@@ -494,7 +494,7 @@ def test_topics_in_avro_are_compared_as_they_are_written(
 ) -> None:
     source.run(insert_tweets(1, 300))
     source.attach("tweets")
-    daemon("cdc", "run", settings=avro)
+    capture = daemon("cdc", "run", settings=avro)
     source.wait_published("tweets")
     source.run("DELETE FROM tweets WHERE tweet_id = 300")
     source.wait_published("tweets")
@@ -516,3 +516,7 @@ def test_topics_in_avro_are_compared_as_they_are_written(
     refused = reconcile.begin("tweets")
     assert refused.wait(60) == 2
     assert "is written with VIEWKEEPER_ENCODING=avro: set that here, too" in refused.log_text()
+    source.run("TRUNCATE tweets")
+    source.wait_published("tweets")
+    assert set(source.topic("tweets").values) == {b'{"tweet_id":3}', b"\0\0\0\0\1"}, "a sweep goes over what is foreign"
+    assert capture.logged("foreign_keys")[0]["keys"] == 2
