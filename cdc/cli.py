@@ -31,7 +31,7 @@ from runtime.errors import ConfigurationError
 from runtime.health import Health, health_listener
 from runtime.kafka import admin
 from runtime.postgres import connect, describe, translated
-from runtime.settings import CaptureSettings, CdcSettings, StatusSettings
+from runtime.settings import CaptureSettings, CdcSettings, ReconcileSettings, StatusSettings
 from runtime.stop import stop_on_signals
 from runtime.terminal import plain_console
 
@@ -225,12 +225,15 @@ def _wait_for(
         raise click.Abort from None
 
 
-@commands.command("reconcile", epilog=settings_epilog(StatusSettings))
+@commands.command("reconcile", epilog=settings_epilog(ReconcileSettings))
 @click.argument("tables", type=_Table(), nargs=-1, metavar="[TABLE…]")
 @click.option("--dry-run", is_flag=True, help="Only say what differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a table, with all keys that differ.")
 @click.option(
-    "--wait-seconds", default=60.0, show_default=True, help="How long the capture may take to reach the source's time."
+    "--wait-seconds",
+    default=60.0,
+    show_default=True,
+    help="How long the capture may take to reach the source's time; in mode bulk, how long a pass may take.",
 )
 def reconcile_tables(tables: tuple[TableName, ...], *, dry_run: bool, as_json: bool, wait_seconds: float) -> None:
     """Compare the topics of TABLEs, or of all that are captured, with their tables, while both keep changing.
@@ -244,7 +247,7 @@ def reconcile_tables(tables: tuple[TableName, ...], *, dry_run: bool, as_json: b
     command. The topic's keys are kept meanwhile in a temporary file, where TMPDIR says. Exit code 1 if keys differ:
     all that were found in a dry run, otherwise those that are left.
     """
-    settings = start(StatusSettings)
+    settings = start(ReconcileSettings)
     console = plain_console()
     found: list[Shown] = []
     try:

@@ -11,10 +11,11 @@ from hashlib import blake2b
 Digest = bytes
 """Stands for a row's bytes on the wire."""
 
-TRIES = 10
 CONFIRMATIONS = 5
 """So often must the same image be seen beside the same row, unequal to it: a source that goes there and back between
 two looks can fool one of them."""
+TRIES_A_CONFIRMATION = 2
+"""So many looks are taken for each, since some tell nothing."""
 
 
 class Kind(StrEnum):
@@ -45,9 +46,10 @@ def digest(row: bytes) -> Digest:
 
 
 class Judge:
-    """Judges keys over several looks at each."""
+    """Judges keys over several looks at each: they differ once that was seen so many times."""
 
-    def __init__(self) -> None:
+    def __init__(self, confirmations: int = CONFIRMATIONS) -> None:
+        self._needed = confirmations
         self._unequal: dict[bytes, tuple[Digest | None, Digest | None]] = {}
         self._confirmations: Counter[bytes] = Counter()
 
@@ -59,7 +61,7 @@ class Judge:
             seen = before, shown
             self._confirmations[key] = self._confirmations[key] + 1 if self._unequal.get(key) == seen else 1
             self._unequal[key] = seen
-        if self._confirmations[key] < CONFIRMATIONS:
+        if self._confirmations[key] < self._needed:
             return None
         return difference(before, shown)
 

@@ -1,6 +1,6 @@
 """`viewkeeper-cdc reconcile`: one table after the other, each beside its topic."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from cdc.encoding import Encoding
 from cdc.encodings import encoding_of
 from cdc.errors import CaptureError
 from cdc.images import Images, open_images
+from cdc.judging import CONFIRMATIONS
 from cdc.kafka_requests import RequestTopic
 from cdc.masks import demand_key, mask_session
 from cdc.outside import outside
@@ -25,6 +26,7 @@ from cdc.source import Source
 from cdc.source_rows import SourceRows
 from cdc.sources import polled_options, source_over
 from cdc.status_source import StatusSource
+from cdc.table_options import Mode
 from cdc.tables import CapturedTable, selected
 from cdc.timestamp import TimestampSource
 from cdc.topics import end_offsets, topic_identities
@@ -34,7 +36,7 @@ from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.kafka import admin, check_reachable
 from runtime.postgres import ObjectMissing, connect, describe
-from runtime.settings import StatusSettings
+from runtime.settings import ReconcileSettings
 
 _NAME = "viewkeeper-cdc reconcile"
 # What is fetched ahead is most of what is in memory, and it comes compressed: little at a time, and no rest once the
@@ -61,7 +63,7 @@ class Reconciled:
 
 
 def reconcile(
-    settings: StatusSettings, names: Sequence[TableName], *, repair: bool, wait_seconds: float, say: Say
+    settings: ReconcileSettings, names: Sequence[TableName], *, repair: bool, wait_seconds: float, say: Say
 ) -> Generator[Reconciled, None, None]:
     """Compare the topics of these tables, or of all that are captured, with their tables while both are in use.
 
@@ -80,6 +82,7 @@ def reconcile(
         _demand_capture(capture.leader, settings.cdc_name)
         chosen = _chosen(source, names, settings, where)
         demand_key([table for table, _ in chosen], settings.cdc_mask_key)
+        bulk = _bulk(settings)
         comparisons = [
             _Comparison(
                 settings,
@@ -93,9 +96,12 @@ def reconcile(
                     table,
                     shape,
                     wait_seconds=wait_seconds,
+                    pass_seconds=settings.cdc_bulk_seconds if table.name in bulk else 0.0,
                     # What this source may have missed is what is looked for: its estimate says what it has come by.
                     takes_estimates=settings.cdc_source == "timestamp",
                 ),
+                # A pass reads and publishes every row, and takes long: what is unequal after one was not its doing.
+                confirmations=1 if table.name in bulk else CONFIRMATIONS,
             )
             for table, shape in chosen
         ]
@@ -107,7 +113,7 @@ def reconcile(
 
 
 @contextmanager
-def _reading(settings: StatusSettings, client: AdminClient) -> Iterator[Source]:
+def _reading(settings: ReconcileSettings, client: AdminClient) -> Iterator[Source]:
     where = describe(settings.source_url)
     session = SESSION | mask_session(settings.cdc_mask_key)
     with closing(connect(settings.source_url, name=_NAME, settings=session)) as connection:
@@ -131,13 +137,15 @@ class _Comparison:
 
     def __init__(
         self,
-        settings: StatusSettings,
+        settings: ReconcileSettings,
         client: AdminClient,
         table: CapturedTable,
         source: Source,
         encoding: Encoding,
         status: StatusSource,
         watermarks: Watermarks,
+        *,
+        confirmations: int,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -145,6 +153,7 @@ class _Comparison:
         self._encoding = encoding
         self._status = status
         self._watermarks = watermarks
+        self._confirmations = confirmations
         self.table = table
         self.entry = watermarks.first()
         if self.entry.encoding != settings.encoding:
@@ -164,7 +173,14 @@ class _Comparison:
         )
         reader = RecordReader(self._settings, topic, beginning, name="reconcile", options=_FETCH)
         with open_images() as images, closing(reader):
-            one = Reconciling(images, reader, rows, self._watermarks, say=lambda words: say(f"{name}: {words}"))
+            one = Reconciling(
+                images,
+                reader,
+                rows,
+                self._watermarks,
+                confirmations=self._confirmations,
+                say=lambda words: say(f"{name}: {words}"),
+            )
             try:
                 one.compare(ends, total_rows=totals.get(self.table.attachment))
                 if repair:
@@ -184,7 +200,7 @@ def _named(rows: SourceRows, partitions: int, image: bytes) -> str:
 
 
 def _chosen(
-    source: Source, names: Sequence[TableName], settings: StatusSettings, where: str
+    source: Source, names: Sequence[TableName], settings: ReconcileSettings, where: str
 ) -> list[tuple[CapturedTable, str]]:
     """Return the tables that are named, or all that are captured, each with the shape that it has now."""
     attached, looks = source.attached()
@@ -200,6 +216,12 @@ def _chosen(
             f"{where}: no table is attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach TABLE…"
         )
     return [(table, looks[table.attachment].shape) for table in tables]
+
+
+def _bulk(settings: ReconcileSettings) -> Set[TableName]:
+    """Return the tables whose watermarks move with passes over all rows alone."""
+    options = polled_options(settings.cdc_tables) if settings.cdc_source == "timestamp" else ()
+    return {one.name for one in options if one.mode is Mode.BULK}
 
 
 def _demand_capture(watch: Watch, capture: str) -> None:

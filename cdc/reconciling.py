@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Message
 
 from cdc.images import Images
-from cdc.judging import TRIES, Digest, Judge, Kind, Outcome, Verdict, digest
+from cdc.judging import TRIES_A_CONFIRMATION, Digest, Judge, Kind, Outcome, Verdict, digest
 from cdc.partitions import image_key, is_astray
 from cdc.records import RecordReader
 from cdc.source_rows import SourceRows
@@ -42,15 +42,26 @@ class Tally:
 
 
 class Reconciling:
-    """One table's comparison. `images` is empty at first; `reader` is at the topic's beginning."""
+    """One table's comparison. `images` is empty at first; `reader` is at the topic's beginning.
+
+    A key differs once that was seen as many times as there are `confirmations`.
+    """
 
     def __init__(
-        self, images: Images, reader: RecordReader, rows: SourceRows, watermarks: Watermarks, *, say: Say
+        self,
+        images: Images,
+        reader: RecordReader,
+        rows: SourceRows,
+        watermarks: Watermarks,
+        *,
+        confirmations: int,
+        say: Say,
     ) -> None:
         self._images = images
         self._reader = reader
         self._rows = rows
         self._watermarks = watermarks
+        self._confirmations = confirmations
         self._say = say
         self.tally = Tally()
 
@@ -100,9 +111,9 @@ class Reconciling:
 
     def _settled(self, keys: Sequence[bytes]) -> Verdicts:
         """Look at keys again and again: source, then topic once it reflects that, then source once more."""
-        judge = Judge()
+        judge = Judge(self._confirmations)
         verdicts: Verdicts = {}
-        for _ in range(TRIES):
+        for _ in range(TRIES_A_CONFIRMATION * self._confirmations):
             undecided = [key for key in keys if key not in verdicts]
             if not undecided:
                 break

@@ -14,7 +14,10 @@ LOOK_SECONDS = 0.05
 
 
 class Watermarks:
-    """Follows one table's part of the cursor, as long as it is the table's that was seen with fingerprint `shape`."""
+    """Follows one table's part of the cursor, as long as it is the table's that was seen with fingerprint `shape`.
+
+    What moves with passes alone, `pass_seconds` apart, is waited for so much longer.
+    """
 
     def __init__(
         self,
@@ -23,12 +26,14 @@ class Watermarks:
         shape: str,
         *,
         wait_seconds: float,
+        pass_seconds: float = 0.0,
         takes_estimates: bool = False,
     ) -> None:
         self._tail = tail
         self._table = table
         self._shape = shape
-        self._wait_seconds = wait_seconds
+        self._wait_seconds = wait_seconds + pass_seconds
+        self._pass_seconds = pass_seconds
         self._takes_estimates = takes_estimates
 
     def first(self) -> TableCursor:
@@ -69,7 +74,7 @@ class Watermarks:
             if time.monotonic() > deadline:
                 raise CaptureError(
                     f"{self._table.name}: the capture did not take up the keys that differ within "
-                    f"{self._wait_seconds:g} s: is viewkeeper-cdc run at work? see viewkeeper-cdc status"
+                    f"{self._wait_seconds:g} s: {self._advice()}"
                 )
             time.sleep(LOOK_SECONDS)
 
@@ -91,5 +96,12 @@ class Watermarks:
         return (
             f"{self._table.name} has not been published up to {time_of_source.isoformat()} of its source within "
             f"{self._wait_seconds:g} s; its watermark is {words}{f', {phase(entry)}' if entry else ''}: "
-            "is viewkeeper-cdc run at work? see viewkeeper-cdc status"
+            f"{self._advice()}"
         )
+
+    def _advice(self) -> str:
+        passes = (
+            f"its passes over all rows, {self._pass_seconds:g} s apart by VIEWKEEPER_CDC_BULK_SECONDS, may take longer "
+            "than --wait-seconds; or "
+        )
+        return f"{passes if self._pass_seconds else ''}is viewkeeper-cdc run at work? see viewkeeper-cdc status"

@@ -183,7 +183,19 @@ class StatusSettings(KafkaSettings, CaptureSettings):
     """Settings of the `viewkeeper-cdc` commands that look at source and Kafka, and capture nothing."""
 
 
-class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
+class PassSettings(LogSettings):
+    """How often tables are read whole, which whoever waits for that has to know, too."""
+
+    cdc_bulk_seconds: Seconds = Field(
+        300.0, description="timestamp source, mode bulk: from one reading of all rows to the next"
+    )
+
+
+class ReconcileSettings(StatusSettings, PassSettings):
+    """Settings of `viewkeeper-cdc reconcile`."""
+
+
+class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings, PassSettings):
     """Settings of `viewkeeper-cdc run`."""
 
     topic_partitions: Annotated[int, Field(ge=1, le=1000), Accepts("a whole number from 1 to 1000")] = Field(
@@ -202,9 +214,6 @@ class CdcSettings(HealthSettings, KafkaSettings, CaptureSettings):
     )
     cdc_sweep_seconds: OptionalSeconds = Field(
         3600.0, description="timestamp source: so often the topics' keys are looked up, to find rows that are gone"
-    )
-    cdc_bulk_seconds: Seconds = Field(
-        300.0, description="timestamp source, mode bulk: from one reading of all rows to the next"
     )
     cdc_on_other_history: Literal["stop", "snapshot"] = Field(
         "stop", description="what a source or a Kafka that was set back does: stop, or read every table anew"

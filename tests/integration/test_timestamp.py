@@ -2,6 +2,7 @@
 
 import pytest
 
+from cdc.judging import CONFIRMATIONS
 from tests.daemons import Daemons
 from tests.integration.polled_source import BOTH, BULK, INCREMENTING, NO_LOOK_BACK, TIMESTAMP, PolledSource
 from tests.waiting import wait_until
@@ -44,6 +45,22 @@ def test_mode_bulk_publishes_whatever_changed_with_its_next_pass(polled: PolledS
     assert entry.watermark is not None
     assert not entry.watermark.uncertain
     assert capture.logged("pass_begins")
+
+
+@pytest.mark.newest_postgres
+def test_a_reconcile_of_mode_bulk_waits_for_a_pass_and_takes_it_for_proof(
+    polled: PolledSource, daemon: Daemons
+) -> None:
+    # Who reads a row is part of it, so that the command finds others than any pass has published.
+    polled.run("CREATE VIEW read_by AS SELECT id, current_setting('application_name') AS reader FROM items")
+    settings = {**polled.tables(read_by=f'{BULK}\nkey = ["id"]'), "VIEWKEEPER_CDC_BULK_SECONDS": "3"}
+    daemon("cdc", "run", settings=settings)
+    wait_until(lambda: polled.watermark_time("read_by"), what="the first pass")
+    command = daemon("cdc", "reconcile", "--wait-seconds", "1.5", settings=settings)
+    assert command.wait(60) == 1
+    assert "10 keys differ still" in command.log_text()
+    marks = [entry.watermark for cursor in polled.cursors() if (entry := cursor.tables.get("public.read_by"))]
+    assert len({mark.time for mark in marks if mark}) < 2 * CONFIRMATIONS
 
 
 @pytest.mark.newest_postgres
