@@ -84,9 +84,11 @@ class Watermarks:
         if entry is None:
             return None
         if entry.attachment != self._table.attachment or (entry.fingerprint and entry.fingerprint.shape != self._shape):
+            # The key of its masks is part of what a table looks like.
+            other_key = "; or VIEWKEEPER_CDC_MASK_KEY is not what viewkeeper-cdc run has: set it as it is there"
             raise CaptureError(
                 f"{self._table.name} was altered or attached anew, before the capture saw it or while it was compared: "
-                "run this again"
+                f"run this again{other_key if self._table.is_masked else ''}"
             )
         return entry
 

@@ -487,6 +487,9 @@ def test_masked_columns_are_compared_under_the_same_key(source: Source, daemon: 
     refused = reconcile.begin("users")
     assert refused.wait(60) == 2
     assert "VIEWKEEPER_CDC_MASK_KEY is not set, and public.users has masked columns" in refused.log_text()
+    wrong = reconcile.begin("users", VIEWKEEPER_CDC_MASK_KEY="another secret of some length")
+    assert wrong.wait(60) == 1
+    assert "VIEWKEEPER_CDC_MASK_KEY is not what viewkeeper-cdc run has: set it as it is there" in wrong.log_text()
 
 
 def test_topics_in_avro_are_compared_as_they_are_written(
