@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
-from runtime.settings import KafkaSettings, variable
+from runtime.settings import KafkaSettings, option_variable, variable
 
 log = structlog.get_logger()
 
@@ -19,6 +19,32 @@ REQUEST_SECONDS = 10.0
 TRANSACTION_TIMEOUT_SECONDS = 60
 PARTITIONER = "murmur2_random"
 """Java's default partitioner by key, so that its producers and ours agree on a key's partition."""
+
+_EXACTLY_ONCE = "a record would be lost, repeated or overtaken by an older one of its key"
+_OWN_POSITIONS = "where to read on is stored with what was made of the records, and nowhere else"
+_ONE_LEADER = "it decides which process leads, and which partitions are whose"
+_KEPT = {
+    "transactional.id": "it fences a leader that wakes up late",
+    "transaction.timeout.ms": "what waits while a transaction is open is given less time than this",
+    "enable.idempotence": _EXACTLY_ONCE,
+    "acks": _EXACTLY_ONCE,
+    "request.required.acks": _EXACTLY_ONCE,
+    "max.in.flight": _EXACTLY_ONCE,
+    "max.in.flight.requests.per.connection": _EXACTLY_ONCE,
+    "partitioner": "all records of a key have to lie in one partition, which is the same for every producer",
+    "delivery.report.only.error": "watermarks hold the offsets of delivery reports",
+    "isolation.level": "records of a transaction that was given up would be read as if they counted",
+    "enable.auto.commit": _OWN_POSITIONS,
+    "auto.commit.enable": _OWN_POSITIONS,
+    "enable.auto.offset.store": _OWN_POSITIONS,
+    "auto.offset.reset": "records that Kafka has lost would be passed over without a word",
+    "enable.partition.eof": "that a topic was read to its end is known by it",
+    "group.id": _ONE_LEADER,
+    "group.instance.id": _ONE_LEADER,
+    "group.protocol": _ONE_LEADER,
+    "partition.assignment.strategy": _ONE_LEADER,
+}
+"""What the guarantees rest on, librdkafka's other names for it included, and why: no setting may name it."""
 
 _REFUSED = {
     KafkaError._AUTHENTICATION,
@@ -132,7 +158,17 @@ def _with_room(options: Mapping[str, object], settings: KafkaSettings) -> Mappin
     return {**options, "fetch.max.bytes": max(fetched, int(message))}
 
 
+def _demand_kept(settings: KafkaSettings) -> None:
+    """Raise ConfigurationError that names each option of the settings that may not be another one."""
+    named = sorted(settings.kafka_options.keys() & _KEPT.keys())
+    if named:
+        raise ConfigurationError(
+            "\n".join(f"{option_variable(name)} is refused: {_KEPT[name]}; leave it out" for name in named)
+        )
+
+
 def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, options: Mapping[str, object]) -> ClientT:
+    _demand_kept(settings)
     merged = {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": name,

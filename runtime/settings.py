@@ -127,7 +127,7 @@ class KafkaSettings(LogSettings):
     kafka_bootstrap_servers: str = Field(description="Kafka brokers, host:port[,host:port…]", min_length=1)
     kafka_options: Mapping[str, str] = Field(
         default_factory=dict,
-        description="VIEWKEEPER_KAFKA_<OPTION_WITH_UNDERSCORES>: any librdkafka option",
+        description="VIEWKEEPER_KAFKA_<OPTION_WITH_UNDERSCORES>: any librdkafka option that no guarantee rests on",
         repr=False,
     )
     topic_prefix: Name = Field("viewkeeper", description="first part of every topic's name")
@@ -288,6 +288,11 @@ def variable(field_name: str) -> str:
     return PREFIX + field_name.upper()
 
 
+def option_variable(option: str) -> str:
+    """Return the environment variable that sets one of librdkafka's options."""
+    return _KAFKA_PREFIX + option.upper().replace(".", "_")
+
+
 def read_settings(kind: type[SettingsT]) -> SettingsT:
     """Read a process's settings from the environment.
 
@@ -323,7 +328,9 @@ def settings_help(kind: type[Settings]) -> str:
     lines = []
     for name, field in kind.model_fields.items():
         if name == "kafka_options":
-            lines.append(f"{_KAFKA_PREFIX}<OPTION>  any other librdkafka option, dots as underscores")
+            lines.append(
+                f"{_KAFKA_PREFIX}<OPTION>  any other librdkafka option that no guarantee rests on, dots as underscores"
+            )
             continue
         default = "required" if field.is_required() else f"default: {_shown(field.default)}"
         lines.append(f"{variable(name)}  {field.description} ({_accepted(field)}; {default})")

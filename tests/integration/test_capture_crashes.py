@@ -75,8 +75,7 @@ def test_paused_past_its_transaction_and_its_lease_it_publishes_nothing_more(
     step: Step, words: tuple[str, ...], source: CapturedSource, daemon: Daemons
 ) -> None:
     """A heedless one does not notice that its lease is lost: its producer is fenced all the same."""
-    brief = {"VIEWKEEPER_KAFKA_TRANSACTION_TIMEOUT_MS": "2000"}
-    paused = _hit(daemon, Kind.ROUND, 1, step, signal.SIGSTOP, *words, **brief)
+    paused = _hit(daemon, Kind.ROUND, 1, step, signal.SIGSTOP, *words, "brief")
     source.wait_published([TABLE])
     standby = daemon("cdc", "run")
     standby.wait_logged("standby")

@@ -1,7 +1,8 @@
-"""`viewkeeper-cdc`, which sends itself a signal at one step of one unit: `cli KIND NUMBER STEP SIGNAL [heedless] run`.
+"""`viewkeeper-cdc`, which sends itself a signal at one step of one unit: `cli KIND NUMBER STEP SIGNAL [WORDS] run`.
 
 The unit is the NUMBERth of its KIND. All parts are the real ones, on real servers; each is wrapped so as to say where
-it is. A heedless one does not notice that its lease is lost, so that Kafka alone can hold it back.
+it is. A `heedless` one does not notice that its lease is lost, so that Kafka alone can hold it back. The broker ends
+the transaction of a `brief` one soon.
 """
 
 import os
@@ -24,6 +25,8 @@ from cdc.change import Op, Page, Unit
 from cdc.lease import LeadershipLost, RowLease
 from cdc.publisher import Publisher
 from tests.torture_steps import Kind, Step
+
+BRIEF_SECONDS = 2
 
 
 @dataclass
@@ -100,10 +103,13 @@ def install(hit: Hit, replace: Callable[[object, str, object], None]) -> None:
 def main() -> None:
     """Run the capture, wrapped as the first arguments say."""
     kind, number, step, signal_name = sys.argv[1:5]
-    heedless = sys.argv[5] == "heedless"
-    sys.argv[1 : 5 + heedless] = []
+    words = sys.argv[5 : sys.argv.index("run")]
+    sys.argv[1 : 5 + len(words)] = []
+    hit = Hit(Kind(kind), int(number), Step(step), signal.Signals[signal_name], heedless="heedless" in words)
     with pytest.MonkeyPatch.context() as patch:
-        install(Hit(Kind(kind), int(number), Step(step), signal.Signals[signal_name], heedless), patch.setattr)
+        install(hit, patch.setattr)
+        if "brief" in words:
+            patch.setattr(runtime.kafka, "TRANSACTION_TIMEOUT_SECONDS", BRIEF_SECONDS)
         cdc.cli.main()
 
 
