@@ -92,6 +92,10 @@ _PASSING = (
     pg.ReadOnlySqlTransaction,
 )
 
+# Psycopg takes these, too, for the server's state, and they are the statement's and its rows': a text of more than a
+# gigabyte, for instance. Each try would end alike.
+_REPEATING = (pg.ProgramLimitExceeded, pg.StatementTooComplex, pg.TooManyColumns, pg.TooManyArguments)
+
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
@@ -106,6 +110,8 @@ def translated(where: str) -> Iterator[None]:
         raise DatabaseUnavailable(f"{where}: {_line(error)}") from error
     except pg.InsufficientPrivilege as error:
         raise ConfigurationError(f"{where}: {_line(error)}; grant the role that right") from error
+    except _REPEATING as error:
+        raise DatabaseError(f"{where}: {_line(error)}") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         raise DatabaseUnavailable(f"{where}: {_line(error)}") from error
     except psycopg.Error as error:
