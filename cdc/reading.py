@@ -21,6 +21,7 @@ from cdc.rounds import NOTHING_KNOWN, Found, KnownBy, Mark, Round
 from cdc.source import Source
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp, labelled
+from cdc.unreadable import RowsUnreadable
 from runtime.errors import ViewkeeperError
 from runtime.postgres import DatabaseError, LockNotAvailable
 from runtime.settings import CdcSettings
@@ -97,6 +98,8 @@ class Reader:
                 else:
                     self._published_more.wait(PUBLISHED_LOOK_SECONDS)
                     self._published_more.clear()
+        except RowsUnreadable as error:
+            raise error.at(self._source.first_unreadable(error.asked)) from error
         finally:
             self._paging.close()
 

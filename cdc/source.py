@@ -20,8 +20,10 @@ from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
 from cdc.halving import halved
 from cdc.rounds import Drain, Found, Keys, KnownBy, Positions, Round
 from cdc.session import READER
+from cdc.sweep import key_columns
 from cdc.tables import CapturedTable, Kind, SourceKind, keys_of
-from runtime.postgres import LockNotAvailable, translated
+from cdc.unreadable import Asked, first_failing, unreadable
+from runtime.postgres import DatabaseError, LockNotAvailable, ObjectMissing, translated
 
 MOST_PAGE_BYTES = 8 * 1024 * 1024
 """Reading a page stops at about so much; four pages are in memory at once."""
@@ -134,7 +136,7 @@ class Source(ABC):
             return Page(table, (), round_.read_at_ms, Op.UPSERT)
         values = arrays(keys.literals)
         sql = self._render((table, "living"), lambda: statements.living(table))
-        with keys_of(table):
+        with self._reading_rows(Asked(table, lambda: statements.living(table, rows=False), values)):
             rows, is_cut = self._page_rows(sql, values, keys.count)
             # A view may show a key twice, and another one that is gone would not be missed by their number.
             if not is_cut and (len(rows) < keys.count or table.kind is Kind.VIEW):
@@ -182,7 +184,8 @@ class Source(ABC):
                 return None
             read_at_ms = self._head(readable).read_at_ms
             sql = self._render((table, "chunk", resumed), lambda: statements.chunk(table, resumed=resumed))
-            with keys_of(table):
+            asked = Asked(table, lambda: statements.chunk(table, resumed=resumed, rows=False), values)
+            with self._reading_rows(asked):
                 rows, is_cut = self._page_rows(sql, values, most_rows)
         return Page(table, rows, read_at_ms, Op.READ, is_cut)
 
@@ -198,6 +201,32 @@ class Source(ABC):
             sql = self._render((table, "topic images"), lambda: statements.topic_images(table))
             rows, is_cut = self._page_rows(sql, arrays(keys), most_rows)
         return Page(table, rows, read_at_ms, Op.READ, is_cut)
+
+    def first_unreadable(self, asked: Asked) -> bytes | None:
+        """Find the first of those rows that Postgres fails to read, in a few look-ups; None if that cannot be told."""
+        table = asked.table
+
+        def fails(keys: Sequence[bytes]) -> bool:
+            try:
+                self.look_up(table, key_columns(str(table.name), set(keys)), most_rows=len(keys))
+            except DatabaseError:
+                return True
+            return False
+
+        with translated(self._where), self._reading((table,)) as readable:
+            keys = self._rows(asked.keys().as_bytes(None), asked.values) if readable else ()
+        return first_failing([key for key, _ in keys], fails)
+
+    @contextmanager
+    def _reading_rows(self, asked: Asked) -> Iterator[None]:
+        """Say of which table rows are read where Postgres fails to read them."""
+        try:
+            with translated(f"{self._where}, table {asked.table.name}"), keys_of(asked.table):
+                yield
+        except ObjectMissing:
+            raise
+        except DatabaseError as error:
+            raise unreadable(error, asked) from error
 
     @contextmanager
     def _reading(self, tables: Sequence[CapturedTable]) -> Iterator[tuple[CapturedTable, ...]]:

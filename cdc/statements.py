@@ -13,6 +13,7 @@ from cdc.tables import CapturedTable, Column
 
 PARTS = (0, 1)
 _ANY = SQL("")
+_ROW, _NO_ROW = SQL("row_to_json(r.*)::text"), SQL("NULL::text")
 
 
 def log_name(table: CapturedTable, part: int) -> Identifier:
@@ -110,16 +111,18 @@ def key_pages(table: CapturedTable, *, page_keys: int) -> Composed:
     )
 
 
-def living(table: CapturedTable) -> Composed:
+def living(table: CapturedTable, *, rows: bool = True) -> Composed:
     """Select key and row, as JSON text, of those of the logged keys in parameters `k1`, … that have a row.
 
+    Without `rows` these are NULL, and nothing of them is read but the key.
     One array is looked up in a single scan of the key's index; several columns take a look-up for each key, which costs
     a third more.
     """
     return SQL("""
-        SELECT {key}, row_to_json(r.*)::text FROM {rows} CROSS JOIN LATERAL (SELECT {values}) AS r WHERE {listed}
+        SELECT {key}, {row} FROM {rows} CROSS JOIN LATERAL (SELECT {values}) AS r WHERE {listed}
     """).format(
         key=key_json(table.key, _of_row(table)),
+        row=_ROW if rows else _NO_ROW,
         rows=SQL("{table} AS t" if len(table.key) == 1 else "{listed} AS changed, {table} AS t").format(
             listed=_listed(table, log_type, _from_log), table=rows_name(table)
         ),
@@ -202,10 +205,10 @@ def emit_keys(table: CapturedTable, *, logged: bool = False) -> Composed:
     )
 
 
-def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
+def chunk(table: CapturedTable, *, resumed: bool, rows: bool = True) -> Composed:
     """Select key and row, as JSON text, of the first `most_rows` rows after the key `after_1`, … (if resumed).
 
-    They come in key order; the bounds are texts as the key's JSON has them.
+    They come in key order; the bounds are texts as the key's JSON has them. `rows` is as for `living`.
     """
     keys = SQL(", ").join(_of_row(table))
     bounds = SQL(", ").join(
@@ -213,10 +216,11 @@ def chunk(table: CapturedTable, *, resumed: bool) -> Composed:
         for place, column in enumerate(table.key, 1)
     )
     return SQL("""
-        SELECT {key}, row_to_json(r.*)::text FROM {table} AS t CROSS JOIN LATERAL (SELECT {values}) AS r
+        SELECT {key}, {row} FROM {table} AS t CROSS JOIN LATERAL (SELECT {values}) AS r
         {after} ORDER BY {keys} LIMIT %(most_rows)s
     """).format(
         key=key_json(table.key, _of_row(table)),
+        row=_ROW if rows else _NO_ROW,
         table=rows_name(table),
         values=wire_values(table.columns),
         # One comparison of row values, which an index can answer.

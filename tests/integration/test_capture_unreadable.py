@@ -27,3 +27,23 @@ def test_a_row_that_is_longer_than_a_text_may_be_stops_the_capture(source: Sourc
     _attach(source, REPEATED)
     source.run("INSERT INTO computed (id, x) VALUES (1, 1), (2, 2000000000)")
     assert "requested length too large (SQLSTATE 54000)" in _complaint(daemon("cdc", "run"))
+
+
+@pytest.mark.parametrize("column", [DIVIDED, REPEATED], ids=["divided", "repeated"])
+def test_a_row_that_cannot_be_read_is_named_with_its_table_and_what_to_do(
+    source: Source, daemon: Daemons, column: str
+) -> None:
+    unreadable = {DIVIDED: 0, REPEATED: 2_000_000_000}[column]
+    _attach(source, column)
+    source.run(
+        "INSERT INTO computed (id, x) SELECT i, 1 FROM generate_series(1, 300) i",
+        f"UPDATE computed SET x = {unreadable} WHERE id IN (170, 290)",
+    )
+    complaint = _complaint(daemon("cdc", "run"))
+    assert "table public.computed: " in complaint
+    assert 'the first row that fails has the key {"id":170}; mend the row' in complaint
+    source.run("UPDATE computed SET x = 1")
+    capture = daemon("cdc", "run")
+    source.wait_exact("computed")
+    source.run(f"UPDATE computed SET x = {unreadable} WHERE id IN (33, 200)")
+    assert 'the first row that fails has the key {"id":33}; mend the row' in _complaint(capture)
