@@ -21,6 +21,7 @@ from runtime.postgres import (
     DatabaseUnavailable,
     connect_error,
     describe,
+    known,
     translated,
 )
 
@@ -30,6 +31,9 @@ ANSWER_SECONDS = 1.5
 
 _SETTINGS = {
     "statement_timeout": f"{STATEMENT_SECONDS * 1000:.0f}",
+    # A look-up is a transaction; between two of them may be a night.
+    "transaction_timeout": "0",
+    "idle_session_timeout": "0",
     "TimeZone": "UTC",
     "DateStyle": "ISO",
     # One plan for any number of keys: an index look-up a key, never a scan that a stale statistic suggests.
@@ -75,7 +79,7 @@ class Session:
 
         The statement timeout is one of these settings, so nothing but our own patience bounds this exchange.
         """
-        text = _set_config().as_bytes(self._connection)
+        text = _set_config(known(_SETTINGS, self._connection)).as_bytes(self._connection)
         with translated(self._where):
             await self._answer_to(lambda: self._pgconn.send_query(text))
 
@@ -226,8 +230,6 @@ async def open_session(url: str, statements: Mapping[str, LookUp]) -> Session:
     return session
 
 
-def _set_config() -> Composed:
-    settings = [
-        SQL("set_config({}, {}, false)").format(Literal(name), Literal(value)) for name, value in _SETTINGS.items()
-    ]
-    return SQL("SELECT {}").format(SQL(", ").join(settings))
+def _set_config(settings: Mapping[str, str]) -> Composed:
+    calls = [SQL("set_config({}, {}, false)").format(Literal(name), Literal(value)) for name, value in settings.items()]
+    return SQL("SELECT {}").format(SQL(", ").join(calls))

@@ -16,6 +16,8 @@ NAME = "viewkeeper-api-live"
 _SESSION = {
     "statement_timeout": "1000",
     "lock_timeout": "100",
+    "transaction_timeout": "0",
+    "idle_session_timeout": "0",
     "TimeZone": "UTC",
     "default_transaction_read_only": "on",
 }

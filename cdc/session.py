@@ -20,7 +20,10 @@ SESSION = {
     "lock_timeout": "50ms",
     # A round may be long, but a leader that was lost in one must not hold its locks for long.
     "statement_timeout": "0",
+    "transaction_timeout": "0",
     "idle_in_transaction_session_timeout": "120s",
+    # A standby's sessions wait for as long as somebody else leads.
+    "idle_session_timeout": "0",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",

@@ -12,7 +12,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from cdc.lease import BUSY_SECONDS
 from cdc.lsn import lsn_text
 from cdc.session import SESSION
-from runtime.postgres import DatabaseUnavailable, describe, open_connection, translated
+from runtime.postgres import DatabaseUnavailable, describe, known, open_connection, translated
 
 STATUS_SECONDS = 0.2
 """The server is told how far the stream is confirmed at most so often, and at least each second."""
@@ -88,7 +88,8 @@ class WalStream:
     def _begin(self, slot: str, publication: str, start: int) -> None:
         # Keys are written by the walsender: its session needs the settings that make the same texts everywhere.
         settings = SQL(", ").join(
-            SQL("pg_catalog.set_config({}, {}, false)").format(name, value) for name, value in _SETTINGS.items()
+            SQL("pg_catalog.set_config({}, {}, false)").format(name, value)
+            for name, value in known(_SETTINGS, self._connection).items()
         )
         begin = SQL(_START).format(
             slot=Identifier(slot), start=SQL(lsn_text(start)), name=Literal(Identifier(publication).as_string())

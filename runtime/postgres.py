@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
@@ -10,6 +11,9 @@ from psycopg.conninfo import conninfo_to_dict
 from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
 
 CONNECT_TIMEOUT_SECONDS = 5
+
+_SINCE = {"transaction_timeout": 170_000}
+"""The server's version that a setting came with; those that are not here all supported servers know."""
 
 # libpq gives no SQLSTATE for a failed connect. What is not in this list is waited for, with the server's line logged.
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "permission denied", "not permitted")
@@ -41,10 +45,16 @@ def connect(
     where = describe(url)
     connection = open_connection(url, name=name, where=where)
     with translated(where):
-        for setting, value in (settings or {}).items():
+        for setting, value in known(settings or {}, connection).items():
             connection.execute("SELECT set_config(%s, %s, false)", (setting, value))
     connection.autocommit = autocommit
     return connection
+
+
+def known(settings: Mapping[str, str], connection: psycopg.BaseConnection[Any]) -> dict[str, str]:
+    """Return those of a session's settings that its server knows: it refuses others."""
+    version = connection.info.server_version
+    return {name: value for name, value in settings.items() if version >= _SINCE.get(name, 0)}
 
 
 def open_connection(url: str, *, name: str, where: str, replication: str | None = None) -> psycopg.Connection:
@@ -87,8 +97,9 @@ _PASSING = (
     pg.SerializationFailure,
     pg.DeadlockDetected,
     pg.QueryCanceled,
-    # Psycopg takes these for a program's error: our session was idle for too long, or the server became a standby.
+    # Psycopg takes these for a program's error: our session took too long, or the server became a standby.
     pg.IdleInTransactionSessionTimeout,
+    pg.TransactionTimeout,
     pg.ReadOnlySqlTransaction,
 )
 

@@ -12,7 +12,9 @@ import httpx
 import psycopg
 import pytest
 
+from projector.daemon import SESSION_SETTINGS
 from projector.tables import SCHEMA, view_table_name
+from runtime.postgres import connect
 from tests.daemons import Daemon, Daemons, daemons_in
 from tests.waiting import wait_until
 from views.user_information import user_information
@@ -215,6 +217,10 @@ def test_rows_that_are_not_complete_are_not_found(client: httpx.Client, view_url
     assert [client.get(f"/users/{user_id}").status_code for user_id in (1, 2)] == [404, 404]
 
 
+WAITING = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name = 'viewkeeper-api' AND datname = %s "
+    "AND clock_timestamp() - backend_start > interval '2 seconds'"
+)
 CALENDAR = {
     "infinity": "infinity",
     "-infinity": "-infinity",
@@ -237,6 +243,14 @@ def test_times_are_shown_in_english_and_utc_also_outside_of_common_years(api: Da
         shown = [client.get(f"/users/{number}").json()["joinedDate"] for number in range(len(CALENDAR))]
 
     assert shown == list(CALENDAR.values())
+
+
+def test_a_session_waits_for_look_ups_for_as_long_as_it_takes(api: Daemons, view_url: str) -> None:
+    database = view_url.rpartition("/")[2]
+    for setting in ("transaction_timeout", "idle_session_timeout"):
+        execute(view_url, f"ALTER DATABASE {database} SET {setting} = '300ms'")
+    with client_of(api("api", "run")), connect(view_url, name="test", settings=SESSION_SETTINGS) as session:
+        wait_until(lambda: session.execute(WAITING, [database]).fetchone(), what="a session that outlives the limit")
 
 
 def test_head_is_get_without_the_body(client: httpx.Client) -> None:
