@@ -39,6 +39,14 @@ _INIT_SECONDS = 30.0
 def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
     """Run one session of the capture: connect, win the lease, lead; ends at a stop or at the first error."""
     health.not_ready("connecting")
+    try:
+        _run(settings, stop, health)
+    except RetryableError as error:
+        health.not_ready(f"to be tried again: {error}")
+        raise
+
+
+def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
     with open_source(settings) as opened, closing(encoding_of(settings)) as encoding:
         lease = opened.lease
 

@@ -4,14 +4,14 @@ import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import psycopg
 import structlog
 
 from runtime.errors import RetryableError, ViewkeeperError
-from runtime.postgres import translated
+from runtime.postgres import CommitWaits, commits_within, translated
 from runtime.stop import Stop
 
 log = structlog.get_logger()
@@ -19,6 +19,9 @@ log = structlog.get_logger()
 RENEW_SECONDS = 1.0
 BUSY_SECONDS = 600.0
 """One statement over a very large change log takes minutes; a leader that is silent for longer is taken to hang."""
+COMMIT_SECONDS = 10.0
+"""A commit of the lease or the mark may wait so long: well below the time of the Kafka transaction around it."""
+_RELEASE_SECONDS = 2.0
 
 _REGISTER = "INSERT INTO cdc.capture (name) VALUES (%(capture)s) ON CONFLICT DO NOTHING"
 _STATE = "SELECT leader, beat FROM cdc.capture WHERE name = %(capture)s"
@@ -119,11 +122,13 @@ class RowLease(Lease):
         self._where = where
         self._lease_seconds = lease_seconds
         self.leader = f"{connection.info.backend_pid}-{secrets.token_hex(8)}"
+        # One commit at a time: who comes after one that waits in vain need not wait as long again.
+        self._turn = threading.Lock()
+        self._waits: CommitWaits | None = None
 
     def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
         """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
-        with translated(self._where):
-            self._connection.execute(_REGISTER, {"capture": self._capture})
+        self._commit(_REGISTER, {"capture": self._capture})
         seen: tuple[str | None, int] | None = None
         seen_at = time.monotonic()
         while not stop.requested:
@@ -147,6 +152,9 @@ class RowLease(Lease):
         what was read before would be another transaction's. Therefore this writes a row, and is called after the
         last snapshot that was used and before each Kafka commit. `published` is the token of the newest cursor that
         Kafka is known to have committed.
+
+        Raises CommitWaits where a synchronous standby does not answer. On this server's disk it would all be by then,
+        but the standby, once promoted, would not know the cursor's token: nothing may be published.
         """
         token = secrets.token_hex(8)
         self._update(_FLUSH, {"pending": token, "published": published})
@@ -154,8 +162,9 @@ class RowLease(Lease):
 
     def release(self) -> None:
         """Give the lease back, so that a standby need not wait for its end."""
-        with translated(self._where):
-            self._connection.execute(_RELEASE, {"capture": self._capture, "leader": self.leader})
+        values = {"capture": self._capture, "leader": self.leader}
+        with translated(self._where), commits_within(_RELEASE_SECONDS, self._connection, self._where):
+            self._connection.execute(_RELEASE, values)
 
     def _keep(self) -> None:
         self._update(_RENEW, {})
@@ -169,12 +178,27 @@ class RowLease(Lease):
 
     def _take(self, previous: str | None, beat: int) -> bool:
         values = {"capture": self._capture, "leader": self.leader, "previous": previous, "beat": beat}
-        with translated(self._where):
-            return self._connection.execute(_TAKE, values).rowcount == 1
+        try:
+            return self._commit(_TAKE, values) == 1
+        except CommitWaits:
+            # It is the leader by now, as others see it.
+            with suppress(RetryableError):
+                self.release()
+            raise
 
     def _update(self, statement: str, values: dict[str, str]) -> None:
         values = {"capture": self._capture, "leader": self.leader, **values}
-        with translated(self._where):
-            updated = self._connection.execute(statement, values).rowcount
-        if updated != 1:
+        if self._commit(statement, values) != 1:
             raise LeadershipLost(f"capture {self._capture}: another process took over the lease")
+
+    def _commit(self, statement: str, values: Mapping[str, object]) -> int:
+        """Execute a statement and return the number of its rows; raise CommitWaits if that takes too long, or did."""
+        with self._turn:
+            if self._waits is not None:
+                raise self._waits
+            try:
+                with translated(self._where), commits_within(COMMIT_SECONDS, self._connection, self._where):
+                    return self._connection.execute(statement, values).rowcount
+            except CommitWaits as error:
+                self._waits = error
+                raise

@@ -14,7 +14,7 @@ from cdc.cursor import Cursor, TableCursor
 from cdc.encoding import Encoding
 from cdc.errors import CaptureError, CatalogChanged
 from cdc.wire import OP_HEADER, SOURCE_TIME_HEADER, TABLE_HEADER, cursor_topic_name, topic_name
-from runtime.errors import RetryableError
+from runtime.errors import RetryableError, ViewkeeperError
 from runtime.kafka import kafka_error, translated
 
 log = structlog.get_logger()
@@ -26,6 +26,7 @@ _ANY_PARTITION, _NOW = -1, 0
 """What produce() takes for a partition by the key, and for the time of the call."""
 _QUEUE_FULL_WAIT_SECONDS = 0.1
 _COMMIT_SECONDS = 30.0
+_ABORT_SECONDS = 5.0
 _DELIVERY_LOOK_SECONDS = 1.0
 _HELD_BACK_MOST_BYTES = 200_000
 """The keys of rows that are held back are part of each cursor record, which has to stay small."""
@@ -110,7 +111,11 @@ class Publisher:
         """
         self._begin()
         # The source flushes while the broker takes the records.
-        token = flush()
+        try:
+            token = flush()
+        except ViewkeeperError:
+            self._abort()
+            raise
         self._deliver(check)
         record = cursor(token).encode()
         self._produce(self._cursor_topic, self._capture.encode(), record, None, self._delivered_to(self._cursor_topic))
@@ -124,6 +129,11 @@ class Publisher:
             with translated("Kafka, begin of a transaction"):
                 self._producer.begin_transaction()
             self._open = True
+
+    def _abort(self) -> None:
+        """End the transaction without its records: readers of committed ones would wait for the broker to do so."""
+        with suppress(KafkaException):
+            self._producer.abort_transaction(_ABORT_SECONDS)
 
     def _fitting(self, topic: str, plain: Sequence[KeyAndRow], changes: Sequence[KeyAndRow]) -> Sequence[KeyAndRow]:
         """Return the changes that the topic takes, and note which keys are held back, and which no longer are.

@@ -175,8 +175,9 @@ def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, op
         "topic.metadata.refresh.interval.ms": 30_000,
         "reconnect.backoff.max.ms": 2_000,
         "error_cb": _log_error,
-        # librdkafka writes lines of its own form to stderr; the callback has all errors but fatal ones already.
+        # The callback has all errors but fatal ones already; what is left goes to our log, and not to stderr.
         "log_level": 2,
+        "logger": _Lines(),
         **options,
         **settings.kafka_options,
     }
@@ -187,6 +188,13 @@ def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, op
             f"Kafka client: {error.args[0].str()}; check {variable('kafka_bootstrap_servers')} and the "
             "VIEWKEEPER_KAFKA_<OPTION> settings: each must be an option of librdkafka"
         ) from error
+
+
+class _Lines:
+    """Takes librdkafka's own lines, as a `logging.Logger` would."""
+
+    def log(self, _level: int, text: str, *parts: str) -> None:
+        log.warning("kafka_client", reason=text % parts)
 
 
 def _log_error(error: KafkaError) -> None:

@@ -1,7 +1,8 @@
 """The thin edge to Postgres: sessions with known settings, and psycopg's errors translated once."""
 
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
 
 CONNECT_TIMEOUT_SECONDS = 5
+_CANCEL_AGAIN_SECONDS = 1
 
 _SINCE = {"transaction_timeout": 170_000}
 """The server's version that a setting came with; those that are not here all supported servers know."""
@@ -21,6 +23,10 @@ _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", 
 
 class DatabaseUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
     """The database cannot be reached, went away, or asked for the transaction to be tried again."""
+
+
+class CommitWaits(RetryableError):  # noqa: N818 - the state, as the log reads it
+    """A commit took longer than it may. It may have taken place, though a synchronous standby knows nothing of it."""
 
 
 class LockNotAvailable(RetryableError):  # noqa: N818 - Postgres's own name
@@ -91,6 +97,41 @@ def connect_error(error: psycopg.OperationalError, where: str) -> ViewkeeperErro
     if "FATAL" in line and any(text in line for text in _REFUSALS):
         return ConfigurationError(f"{where}: login refused: {line}; check the URL's user, password and database")
     return DatabaseUnavailable(f"{where}: cannot connect: {line}")
+
+
+@contextmanager
+def commits_within(seconds: float, connection: psycopg.Connection, where: str) -> Iterator[None]:
+    """Cancel what the connection executes once it takes longer, and raise CommitWaits then.
+
+    No timeout of Postgres's ends a commit that waits for a synchronous standby. A cancel does: Postgres warns, and the
+    transaction is committed on this server alone.
+    """
+    over, overdue = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        patience = seconds
+        while not over.wait(patience):
+            overdue.set()
+            # Again and again, since it may have begun to wait just after.
+            patience = _CANCEL_AGAIN_SECONDS
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=CONNECT_TIMEOUT_SECONDS)
+
+    watcher = threading.Thread(target=watch, name="commit", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except pg.QueryCanceled:
+        if not overdue.is_set():
+            raise
+    finally:
+        over.set()
+        watcher.join()
+    if overdue.is_set():
+        raise CommitWaits(
+            f"{where}: a commit of ours has waited for {seconds:g} s: for a synchronous standby that is away "
+            "(synchronous_standby_names), or for a disk that is full or slow?"
+        )
 
 
 _PASSING = (

@@ -113,8 +113,11 @@ def test_a_fatal_error_of_the_producer_ends_in_a_fresh_one(source: CapturedSourc
         source.run(f"UPDATE counted SET version = {version} WHERE id % 3 = {version % 3}")
         source.wait_published([TABLE])
         assert len(capture.logged("retrying")) == version
+        # In our log, with what librdkafka says of it.
+        assert "FATAL" in capture.logged("kafka_client")[-1]["reason"]
         source.assert_topics_equal_tables()
     assert capture.is_running()
+    assert "%0|" not in capture.log_text()
 
 
 @pytest.mark.newest_postgres
