@@ -5,6 +5,7 @@ from contextlib import closing, suppress
 
 import psycopg
 import structlog
+from confluent_kafka.admin import AdminClient
 
 from cdc import metrics
 from cdc.ahead import Ahead
@@ -47,6 +48,8 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
 
 
 def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
+    # Also a standby's options are looked at: it opens no producer.
+    client = admin(settings, name="viewkeeper-cdc-admin")
     with open_source(settings) as opened, closing(encoding_of(settings)) as encoding:
         lease = opened.lease
 
@@ -61,7 +64,7 @@ def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
         try:
             metrics.LEADER.set(1)
             with lease.kept(health.beat):
-                _lead(settings, stop, health, opened, encoding)
+                _lead(settings, stop, health, client, opened, encoding)
         except ObjectMissing as error:
             # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
             raise CatalogChanged(str(error)) from error
@@ -72,9 +75,10 @@ def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
                 lease.release()
 
 
-def _lead(settings: CdcSettings, stop: Stop, health: Health, opened: OpenSource, encoding: Encoding) -> None:
+def _lead(
+    settings: CdcSettings, stop: Stop, health: Health, client: AdminClient, opened: OpenSource, encoding: Encoding
+) -> None:
     health.not_ready("reading the cursor back")
-    client = admin(settings, name="viewkeeper-cdc-admin")
     check_reachable(client, settings)
     ensure_topic(client, settings, cursor_topic_name(settings.topic_prefix), partitions=1, config=CURSOR_CONFIG)
     transactional_id = f"{settings.topic_prefix}.{settings.cdc_name}"

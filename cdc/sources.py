@@ -9,18 +9,19 @@ import psycopg
 import structlog
 
 from cdc.cursor import Cursor
+from cdc.errors import CaptureError
 from cdc.handover import Handover
 from cdc.housekeeping import Housekeeping
 from cdc.kafka_lease import KafkaLease
 from cdc.kafka_requests import REQUESTS_CONFIG, RequestTopic
 from cdc.lease import Lease, RowLease
-from cdc.masks import mask_session
+from cdc.masks import demand_key, mask_session
 from cdc.polling import Intervals
 from cdc.session import SESSION
 from cdc.source import AttachedSource, Source
 from cdc.statements import PARTS
 from cdc.table_options import TableOptions, table_options
-from cdc.tables import CapturedTable, SourceKind, check_source
+from cdc.tables import CapturedTable, SourceKind, captured_tables, check_source, selected
 from cdc.timestamp import TimestampSource
 from cdc.timestamp_sql import CLUSTER, DATABASE
 from cdc.topics import CURSOR_CONFIG, ensure_topic
@@ -75,6 +76,7 @@ def _open_attached(settings: CdcSettings) -> Iterator[OpenSource]:
     ):
         with translated(where):
             check_source(marking, where)
+            _check_selection(settings, marking)
         part_limit_bytes = settings.cdc_log_limit_mb * MEBIBYTE // len(PARTS)
         kind = SourceKind(settings.cdc_source)
         remake = settings.cdc_on_lost_slot == "snapshot"
@@ -104,6 +106,16 @@ def _open_attached(settings: CdcSettings) -> Iterator[OpenSource]:
                     part_limit_bytes=part_limit_bytes,
                 ).keep,
             )
+
+
+def _check_selection(settings: CdcSettings, connection: psycopg.Connection) -> None:
+    """Raise ConfigurationError where a leader would, for what is selected: a standby is to tell before it is one."""
+    try:
+        tables = captured_tables(connection, settings.cdc_name)
+    except CaptureError:
+        # That a table was altered is for the leader to tell, which may first have to let its writers go on.
+        return
+    demand_key(selected(tables, settings.cdc_tables), settings.cdc_mask_key)
 
 
 @contextmanager

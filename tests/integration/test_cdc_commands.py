@@ -9,6 +9,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from compose.local.postgres import PostgresServer
 from tests.daemons import Daemons, standard_output
+from tests.integration.captured_source import Source
 from tests.waiting import wait_until
 
 
@@ -202,3 +203,20 @@ def test_a_table_that_is_not_attached_is_named(daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_TABLES": "public.tweets"})
     assert capture.wait() == 2
     assert "run: viewkeeper-cdc attach public.tweets" in capture.log_text()
+
+
+@pytest.mark.newest_postgres
+def test_a_standby_stops_at_settings_that_a_leader_would_stop_at(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    leader = daemon("cdc", "run")
+    leader.wait_logged("leading")
+    wrong = {
+        "VIEWKEEPER_CDC_TABLES names nope.toml": {"VIEWKEEPER_CDC_TABLES": "nope.toml"},
+        "run: viewkeeper-cdc attach public.users": {"VIEWKEEPER_CDC_TABLES": "public.users"},
+        "VIEWKEEPER_KAFKA_PARTITIONER is refused": {"VIEWKEEPER_KAFKA_PARTITIONER": "random"},
+    }
+    standbys = {complaint: daemon("cdc", "run", settings=settings) for complaint, settings in wrong.items()}
+    for complaint, standby in standbys.items():
+        assert standby.wait() == 2
+        assert complaint in standby.log_text()
+    assert leader.is_running()
