@@ -88,7 +88,7 @@ def attach(
     try:
         statement = _ATTACH if source is SourceKind.TRIGGERS else _ATTACH_PUBLISHED
         with _slot_for(source, connection, capture, where):
-            return _patiently(lambda: _call(connection, statement, values, where))
+            return _patiently(lambda: _call(connection, statement, values, where, table))
     except pg.ObjectNotInPrerequisiteState as error:
         raise ConfigurationError(f"{where}: {error.diag.message_primary}") from error
     finally:
@@ -115,7 +115,7 @@ def detach(connection: psycopg.Connection, capture: str, table: TableName, *, wh
     With the last table that is read from the WAL, slot and publication go.
     """
     values = {"capture": capture, "schema": table.schema, "name": table.name}
-    known = _patiently(lambda: _call(connection, _DETACH, values, where))
+    known = _patiently(lambda: _call(connection, _DETACH, values, where, table))
     _patiently(lambda: _without_slot(connection, capture, where))
     return known
 
@@ -157,11 +157,19 @@ def _say_wait(state: RetryCallState) -> None:
         log.info("waiting", reason=str(reason), at_most_seconds=PATIENCE_SECONDS)
 
 
-def _call(connection: psycopg.Connection, statement: str, values: Mapping[str, object], where: str) -> bool:
+def _call(
+    connection: psycopg.Connection, statement: str, values: Mapping[str, object], where: str, table: TableName
+) -> bool:
     try:
         row = connection.execute(statement, values).fetchone()
     except pg.ObjectNotInPrerequisiteState:
         raise
+    except pg.LockNotAvailable as error:
+        raise LockNotAvailable(
+            f"{where}: other transactions keep {table} locked, for which this waits {PATIENCE_SECONDS:g} s at most: "
+            "see pg_locks and pg_stat_activity for them, pg_prepared_xacts for prepared ones, and run this again once "
+            f"they have ended ({error.diag.message_primary})"
+        ) from error
     except psycopg.Error:
         with translated(where):
             raise

@@ -1,11 +1,14 @@
 """What can be attached and how, what is refused and why, and what detach leaves behind: nothing."""
 
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+import cdc.attachment
 from cdc.attachment import attach, detach
 from cdc.rights import missing_rights
 from cdc.session import SESSION
@@ -13,7 +16,7 @@ from cdc.table_options import Level
 from cdc.tables import CapturedTable, Column, Kind, captured_tables
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
-from runtime.postgres import connect
+from runtime.postgres import LockNotAvailable, connect
 from tests.integration.logged import LEVELS, Logged, keys, other_role
 
 ODD = TableName("public", "odd")
@@ -309,3 +312,20 @@ def test_attach_waits_for_no_one_for_long(logged: Logged, source_url: str) -> No
         with pytest.raises(psycopg.errors.LockNotAvailable):
             session.execute("SELECT cdc.attach('viewkeeper', 'public.tweets')")
         assert logged.session.execute(OURS).fetchone() == (0, 0, 0)
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("call", [attach, detach])
+def test_who_waited_in_vain_for_a_lock_is_told_where_to_look(
+    logged: Logged, source_url: str, monkeypatch: pytest.MonkeyPatch, call: Callable[..., bool]
+) -> None:
+    monkeypatch.setattr(cdc.attachment, "PATIENCE_SECONDS", 0.2)
+    table = TableName("public", "tweets")
+    if call is detach:
+        attach(logged.session, "viewkeeper", table, where="test")
+    with psycopg.connect(source_url) as holder, connect(source_url, name="test", settings=SESSION) as session:
+        holder.execute("INSERT INTO tweets VALUES (1)")
+        with pytest.raises(
+            LockNotAvailable, match=r"^test: other transactions keep public\.tweets locked, .* pg_locks"
+        ):
+            call(session, "viewkeeper", table, where="test")
