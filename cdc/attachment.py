@@ -92,8 +92,10 @@ def attach(
     except pg.ObjectNotInPrerequisiteState as error:
         raise ConfigurationError(f"{where}: {error.diag.message_primary}") from error
     finally:
-        # The last table that moved to the WAL may do so no more, or the first one was refused.
-        _patiently(lambda: _without_slot(connection, capture, where))
+        # The last table that moved to the WAL may do so no more, or the first one was refused. What has closed the
+        # connection, Ctrl-C for instance, is what the caller is to hear of.
+        if not connection.closed:
+            _patiently(lambda: _without_slot(connection, capture, where))
 
 
 def how_attached(

@@ -225,7 +225,8 @@ def _create_slot(connection: psycopg.Connection, slot: str, where: str) -> None:
             "max_replication_slots and restart the server"
         ) from error
     finally:
-        connection.execute(_PATIENCE, kept)
+        if not connection.closed:
+            connection.execute(_PATIENCE, kept)
 
 
 @contextmanager
@@ -235,7 +236,8 @@ def _temporary_slot(connection: psycopg.Connection) -> Iterator[str]:
     try:
         yield slot
     finally:
-        connection.execute(_DROP_SLOT, {"slot": slot})
+        if not connection.closed:
+            connection.execute(_DROP_SLOT, {"slot": slot})
 
 
 def _outlast_first_snapshot(connection: psycopg.Connection, slot: str) -> None:

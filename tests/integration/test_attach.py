@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -13,11 +14,12 @@ from cdc.attachment import attach, detach
 from cdc.rights import missing_rights
 from cdc.session import SESSION
 from cdc.table_options import Level
-from cdc.tables import CapturedTable, Column, Kind, captured_tables
+from cdc.tables import CapturedTable, Column, Kind, SourceKind, captured_tables
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
-from runtime.postgres import LockNotAvailable, connect
+from runtime.postgres import DatabaseUnavailable, LockNotAvailable, connect
 from tests.integration.logged import LEVELS, Logged, keys, other_role
+from tests.waiting import wait_until
 
 ODD = TableName("public", "odd")
 OURS = """
@@ -25,6 +27,8 @@ SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'viewkeeper%%'),
        (SELECT count(*) FROM pg_class WHERE relnamespace = 'cdc'::regnamespace AND relname LIKE 'log\\_%%'),
        (SELECT count(*) FROM pg_proc WHERE pronamespace = 'cdc'::regnamespace AND proname ~ '^log_[0-9]')
 """
+
+WAITS = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
 
 
 PRIMARY = [
@@ -329,3 +333,21 @@ def test_who_waited_in_vain_for_a_lock_is_told_where_to_look(
             LockNotAvailable, match=r"^test: other transactions keep public\.tweets locked, .* pg_locks"
         ):
             call(session, "viewkeeper", table, where="test")
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("kind", [SourceKind.TRIGGERS, SourceKind.WAL])
+def test_what_has_closed_the_connection_of_an_attach_is_told(logged: Logged, source_url: str, kind: SourceKind) -> None:
+    patient = {**SESSION, "lock_timeout": "30s"}
+    with psycopg.connect(source_url) as holder, connect(source_url, name="test", settings=patient) as session:
+        # A slot waits for transactions that have written, a trigger for those that have written into its table.
+        holder.execute("INSERT INTO tweets VALUES (1)")
+        backend = session.info.backend_pid
+        with ThreadPoolExecutor(1) as executor:
+            attached = executor.submit(
+                attach, session, "viewkeeper", TableName("public", "tweets"), where="test", source=kind
+            )
+            wait_until(lambda: logged.session.execute(WAITS, [backend]).fetchone() == (True,), what="attach to wait")
+            logged.session.execute("SELECT pg_terminate_backend(%s)", [backend])
+            with pytest.raises(DatabaseUnavailable, match="terminating connection"):
+                attached.result()
