@@ -11,7 +11,7 @@ import psycopg
 import structlog
 
 from runtime.errors import RetryableError, ViewkeeperError
-from runtime.postgres import CommitWaits, commits_within, translated
+from runtime.postgres import CommitWaits, CommitWatch, translated
 from runtime.stop import Stop
 
 log = structlog.get_logger()
@@ -124,6 +124,7 @@ class RowLease(Lease):
         self.leader = f"{connection.info.backend_pid}-{secrets.token_hex(8)}"
         # One commit at a time: who comes after one that waits in vain need not wait as long again.
         self._turn = threading.Lock()
+        self._watch = CommitWatch(connection, where=where)
         self._waits: CommitWaits | None = None
 
     def win(self, stop: Stop, waiting: Callable[[], None]) -> bool:
@@ -163,7 +164,7 @@ class RowLease(Lease):
     def release(self) -> None:
         """Give the lease back, so that a standby need not wait for its end."""
         values = {"capture": self._capture, "leader": self.leader}
-        with translated(self._where), commits_within(_RELEASE_SECONDS, self._connection, self._where):
+        with self._turn, translated(self._where), self._watch.within(_RELEASE_SECONDS):
             self._connection.execute(_RELEASE, values)
 
     def _keep(self) -> None:
@@ -197,7 +198,7 @@ class RowLease(Lease):
             if self._waits is not None:
                 raise self._waits
             try:
-                with translated(self._where), commits_within(COMMIT_SECONDS, self._connection, self._where):
+                with translated(self._where), self._watch.within(COMMIT_SECONDS):
                     return self._connection.execute(statement, values).rowcount
             except CommitWaits as error:
                 self._waits = error

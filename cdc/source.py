@@ -22,7 +22,7 @@ from cdc.rounds import Drain, Found, Keys, KnownBy, Positions, Round
 from cdc.session import READER
 from cdc.sweep import key_columns
 from cdc.tables import CapturedTable, Kind, SourceKind, keys_of
-from cdc.unreadable import Asked, first_failing, unreadable
+from cdc.unreadable import Asked, unreadable
 from runtime.postgres import DatabaseError, LockNotAvailable, ObjectMissing, translated
 
 MOST_PAGE_BYTES = 8 * 1024 * 1024
@@ -206,16 +206,16 @@ class Source(ABC):
         """Find the first of those rows that Postgres fails to read, in a few look-ups; None if that cannot be told."""
         table = asked.table
 
-        def fails(keys: Sequence[bytes]) -> bool:
+        def read(keys: Sequence[bytes]) -> bool | None:
             try:
                 self.look_up(table, key_columns(str(table.name), set(keys)), most_rows=len(keys))
             except DatabaseError:
-                return True
-            return False
+                return None
+            return True
 
         with translated(self._where), self._reading((table,)) as readable:
             keys = self._rows(asked.keys().as_bytes(None), asked.values) if readable else ()
-        return first_failing([key for key, _ in keys], fails)
+        return next((failing[0] for failing, answer in halved([key for key, _ in keys], read) if answer is None), None)
 
     @contextmanager
     def _reading_rows(self, asked: Asked) -> Iterator[None]:

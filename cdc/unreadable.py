@@ -1,6 +1,6 @@
 """Rows that Postgres fails to read: of which table, which of them is the first, and what to do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from psycopg import errors as pg
@@ -37,14 +37,6 @@ def unreadable(error: DatabaseError, asked: Asked) -> RowsUnreadable:
     too_long = isinstance(error.__cause__, pg.ProgramLimitExceeded)
     hint = ", and a row whose JSON is longer than 1 GB cannot be held back" if too_long else ""
     return RowsUnreadable(f"{error}{hint}", asked)
-
-
-def first_failing(keys: Sequence[bytes], fails: Callable[[Sequence[bytes]], bool]) -> bytes | None:
-    """Return the first of `keys` whose row fails, by halving them; None if it does so no longer."""
-    while len(keys) > 1:
-        half = keys[: len(keys) // 2]
-        keys = half if fails(half) else keys[len(half) :]
-    return keys[0] if keys and fails(keys) else None
 
 
 def _named(key: bytes | None) -> str:

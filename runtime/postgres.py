@@ -1,6 +1,7 @@
 """The thin edge to Postgres: sessions with known settings, and psycopg's errors translated once."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from runtime.errors import ConfigurationError, RetryableError, ViewkeeperError
 
 CONNECT_TIMEOUT_SECONDS = 5
-_CANCEL_AGAIN_SECONDS = 1
+_LOOK_SECONDS = 1.0
 
 _SINCE = {"transaction_timeout": 170_000}
 """The server's version that a setting came with; those that are not here all supported servers know."""
@@ -99,39 +100,50 @@ def connect_error(error: psycopg.OperationalError, where: str) -> ViewkeeperErro
     return DatabaseUnavailable(f"{where}: cannot connect: {line}")
 
 
-@contextmanager
-def commits_within(seconds: float, connection: psycopg.Connection, where: str) -> Iterator[None]:
-    """Cancel what the connection executes once it takes longer, and raise CommitWaits then.
+class CommitWatch:
+    """Cancels what a connection executes once it takes longer than it may; one thread, as long as that is open.
 
     No timeout of Postgres's ends a commit that waits for a synchronous standby. A cancel does: Postgres warns, and the
     transaction is committed on this server alone.
     """
-    over, overdue = threading.Event(), threading.Event()
 
-    def watch() -> None:
-        patience = seconds
-        while not over.wait(patience):
-            overdue.set()
-            # Again and again, since it may have begun to wait just after.
-            patience = _CANCEL_AGAIN_SECONDS
-            with suppress(psycopg.Error):
-                connection.cancel_safe(timeout=CONNECT_TIMEOUT_SECONDS)
+    def __init__(self, connection: psycopg.Connection, *, where: str) -> None:
+        self._connection = connection
+        self._where = where
+        self._turn = threading.Lock()
+        self._deadline: float | None = None
+        self._is_overdue = False
+        threading.Thread(target=self._watch, name="commits", daemon=True).start()
 
-    watcher = threading.Thread(target=watch, name="commit", daemon=True)
-    watcher.start()
-    try:
-        yield
-    except pg.QueryCanceled:
-        if not overdue.is_set():
-            raise
-    finally:
-        over.set()
-        watcher.join()
-    if overdue.is_set():
-        raise CommitWaits(
-            f"{where}: a commit of ours has waited for {seconds:g} s: for a synchronous standby that is away "
-            "(synchronous_standby_names), or for a disk that is full or slow?"
-        )
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Raise CommitWaits for what has been cancelled; one at a time. Seconds are counted whole."""
+        with self._turn:
+            self._deadline, self._is_overdue = time.monotonic() + seconds, False
+        try:
+            yield
+        except pg.QueryCanceled:
+            if not self._is_overdue:
+                raise
+        finally:
+            # A cancel that is on its way is waited for: it would hit what comes next.
+            with self._turn:
+                self._deadline = None
+        if self._is_overdue:
+            raise CommitWaits(
+                f"{self._where}: a commit of ours has waited for {seconds:g} s: for a synchronous standby that is away "
+                "(synchronous_standby_names), or for a disk that is full or slow?"
+            )
+
+    def _watch(self) -> None:
+        while not self._connection.closed:
+            time.sleep(_LOOK_SECONDS)
+            with self._turn:
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    self._is_overdue = True
+                    # Again and again, since it may have begun to wait just after.
+                    with suppress(psycopg.Error):
+                        self._connection.cancel_safe(timeout=CONNECT_TIMEOUT_SECONDS)
 
 
 _PASSING = (
