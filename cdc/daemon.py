@@ -67,7 +67,7 @@ def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
                 _lead(settings, stop, health, client, opened, encoding)
         except ObjectMissing as error:
             # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
-            raise CatalogChanged(str(error)) from error
+            raise CatalogChanged(f"a table was altered or detached meanwhile: {error}") from error
         finally:
             metrics.LEADER.set(0)
             # Without the connection there is nothing to release: the lease runs out.

@@ -10,6 +10,8 @@ class CaptureError(ViewkeeperError):
 class CatalogChanged(RetryableError):  # noqa: N818 - the state, as the log reads it
     """A captured table, or its topic, was altered or replaced meanwhile: a new session looks at what there is now."""
 
+    is_fault = False
+
 
 class HistoryChanged(RetryableError):  # noqa: N818 - the state, as the log reads it
     """The source is another one than at the session's start: a new session decides what to do."""

@@ -52,7 +52,8 @@ def keep_running(session: Callable[[], None], stop: Stop) -> None:
 
 def _log_retry(state: RetryCallState) -> None:
     reason = state.outcome.exception() if state.outcome else None
-    log.warning(
+    tell = log.warning if isinstance(reason, RetryableError) and reason.is_fault else log.info
+    tell(
         "retrying",
         reason=str(reason),
         attempt=state.attempt_number,

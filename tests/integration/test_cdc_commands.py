@@ -220,3 +220,16 @@ def test_a_standby_stops_at_settings_that_a_leader_would_stop_at(source: Source,
         assert standby.wait() == 2
         assert complaint in standby.log_text()
     assert leader.is_running()
+
+
+@pytest.mark.newest_postgres
+def test_a_detach_beside_a_running_capture_is_no_fault(source: Source, daemon: Daemons) -> None:
+    source.attach("users", "tweets")
+    capture = daemon("cdc", "run")
+    source.wait_published("users", "tweets")
+    assert daemon("cdc", "detach", "tweets").wait() == 0
+    wait_until(lambda: source.entry("tweets") is None, what="a cursor without the table")
+    # Not at all if it looks at the catalog just then.
+    told = [(line["level"], line["reason"].partition(":")[0]) for line in capture.logged("retrying")]
+    assert told in ([], [("info", "a table was altered or detached meanwhile")])
+    source.wait_published("users")
