@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from functools import partial
 
-import psycopg
 import structlog
 from confluent_kafka.admin import AdminClient
 
@@ -26,7 +26,7 @@ from runtime.errors import RetryableError
 from runtime.health import Health
 from runtime.kafka import admin, check_reachable, producer
 from runtime.kafka import translated as kafka_translated
-from runtime.postgres import ObjectMissing
+from runtime.postgres import ObjectMissing, cancel
 from runtime.settings import CdcSettings
 from runtime.stop import Stop
 
@@ -63,7 +63,7 @@ def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
             return
         try:
             metrics.LEADER.set(1)
-            with lease.kept(health.beat):
+            with lease.kept(health.beat, opened.interrupt):
                 _lead(settings, stop, health, client, opened, encoding)
         except ObjectMissing as error:
             # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
@@ -99,11 +99,7 @@ def _lead(
     capture = Capture(cursor, lease=opened.lease, publisher=publisher, check_topics=taking_up.check)
     reader = Reader(settings, opened.source, taking_up, cursor, opened.handover)
 
-    def interrupt() -> None:
-        with suppress(psycopg.Error):
-            opened.reading.cancel_safe()
-
-    with Ahead(reader.units, interrupt=interrupt) as units:
+    with Ahead(reader.units, interrupt=partial(cancel, opened.reading)) as units:
         while not stop.requested:
             unit = units.take(TAKE_SECONDS)
             if unit is not None:

@@ -57,10 +57,11 @@ class Lease(ABC):
         """Wait until this process is the leader; call `waiting` at each look. Return False if asked to stop."""
 
     @contextmanager
-    def kept(self, beat: Callable[[], None]) -> Iterator[None]:
+    def kept(self, beat: Callable[[], None], interrupt: Callable[[], None]) -> Iterator[None]:
         """Stay the leader while the body leads, also in a long statement; call `beat` each time.
 
-        Stops when the body has shown no progress for BUSY_SECONDS.
+        Stops when the body has shown no progress for BUSY_SECONDS. Once the lease is lost, `interrupt` is to end what
+        the body may be waiting for.
         """
         over = threading.Event()
 
@@ -70,6 +71,9 @@ class Lease(ABC):
                     self._keep()
                 except ViewkeeperError as error:
                     self._lost = error
+                    # Again and again, since the body may have begun to wait just after.
+                    while not over.wait(RENEW_SECONDS):
+                        interrupt()
                     return
                 beat()
 

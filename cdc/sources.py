@@ -30,7 +30,7 @@ from cdc.wal import WalSource
 from cdc.wire import cursor_topic_name, requests_topic_name
 from runtime.errors import ConfigurationError
 from runtime.kafka import admin, check_reachable
-from runtime.postgres import connect, describe, translated
+from runtime.postgres import cancel, connect, describe, translated
 from runtime.settings import CaptureSettings, CdcSettings
 
 log = structlog.get_logger()
@@ -43,7 +43,8 @@ PAGE_KEYS = 20_000
 class OpenSource:
     """A source for one session. `reading` is the connection that `source` waits on; `keep` is called now and then.
 
-    `handover` is there where tables may come from another source.
+    `interrupt` ends, from another thread, what `keep` waits for. `handover` is there where tables may come from another
+    source.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class OpenSource:
     lease: Lease
     reading: psycopg.Connection
     keep: Callable[[Sequence[CapturedTable], Cursor], None]
+    interrupt: Callable[[], None]
 
 
 @contextmanager
@@ -105,6 +107,7 @@ def _open_attached(settings: CdcSettings) -> Iterator[OpenSource]:
                     where=where,
                     part_limit_bytes=part_limit_bytes,
                 ).keep,
+                interrupt=partial(cancel, tidying),
             )
 
 
@@ -154,6 +157,7 @@ def _open_timestamp(settings: CdcSettings) -> Iterator[OpenSource]:
                 lease=lease,
                 reading=reading,
                 keep=lambda _tables, _cursor: None,
+                interrupt=lambda: None,
             )
         finally:
             lease.release()

@@ -100,6 +100,12 @@ def connect_error(error: psycopg.OperationalError, where: str) -> ViewkeeperErro
     return DatabaseUnavailable(f"{where}: cannot connect: {line}")
 
 
+def cancel(connection: psycopg.Connection) -> None:
+    """Ask the server to end what a connection of another thread executes; a server that is gone executes nothing."""
+    with suppress(psycopg.Error):
+        connection.cancel_safe(timeout=CONNECT_TIMEOUT_SECONDS)
+
+
 class CommitWatch:
     """Cancels what a connection executes once it takes longer than it may; one thread, as long as that is open.
 
@@ -142,8 +148,7 @@ class CommitWatch:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     self._is_overdue = True
                     # Again and again, since it may have begun to wait just after.
-                    with suppress(psycopg.Error):
-                        self._connection.cancel_safe(timeout=CONNECT_TIMEOUT_SECONDS)
+                    cancel(self._connection)
 
 
 _PASSING = (

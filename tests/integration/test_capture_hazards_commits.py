@@ -9,9 +9,16 @@ import pytest
 
 from tests.daemons import Daemon, Daemons
 from tests.integration.captured_source import Source
+from tests.waiting import wait_until
 
 # Its limits are the clock's, and no version's.
 pytestmark = pytest.mark.newest_postgres
+
+REQUEST = "INSERT INTO cdc.request (capture, attachment, kind) SELECT capture, id, 'snapshot' FROM cdc.captured_table"
+REQUEST_AGAIN = (
+    "INSERT INTO cdc.request (id, capture, attachment, kind) OVERRIDING SYSTEM VALUE "
+    "SELECT 1, capture, id, 'snapshot' FROM cdc.captured_table"
+)
 
 
 @contextmanager
@@ -48,3 +55,16 @@ def test_c6_a_flush_that_waits_in_vain_publishes_nothing_and_is_said(source: Sou
         assert source.topic("tweets").records == []
     source.wait_exact("tweets")
     assert not capture.logged("kafka_client")
+
+
+def test_a_leader_that_tidies_up_notices_that_its_lease_waits(source: Source, daemon: Daemons) -> None:
+    source.attach("tweets")
+    capture = daemon("cdc", "run")
+    source.wait_published("tweets")
+    source.run(REQUEST)
+    wait_until(lambda: not source.value("SELECT count(*) FROM cdc.request"), what="the request to be begun and deleted")
+    with _standby_away(source):
+        # It is deleted once more, by the thread that leads.
+        source.run(REQUEST_AGAIN)
+        assert "for a synchronous standby that is away" in capture.wait_logged("retrying")["reason"]
+    source.wait_exact("tweets")

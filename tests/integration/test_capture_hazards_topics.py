@@ -57,7 +57,7 @@ def test_c9_a_lease_is_renewed_without_touching_the_mark(tweets: Source) -> None
         assert lease.win(Stop(), lambda: None)
         lease.flush(published=lease.flush(published=""))
         flushed = _marks(tweets)
-        with lease.kept(lambda: None):
+        with lease.kept(lambda: None, lambda: None):
             _beats(tweets, 2)
         lease.release()
     assert _marks(tweets) == flushed
