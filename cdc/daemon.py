@@ -5,7 +5,6 @@ from contextlib import closing, suppress
 from functools import partial
 
 import structlog
-from confluent_kafka.admin import AdminClient
 
 from cdc import metrics
 from cdc.ahead import Ahead
@@ -24,7 +23,7 @@ from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.wire import cursor_topic_name
 from runtime.errors import RetryableError
 from runtime.health import Health
-from runtime.kafka import admin, check_reachable, producer
+from runtime.kafka import admin, check_options, check_reachable, producer
 from runtime.kafka import translated as kafka_translated
 from runtime.postgres import ObjectMissing, cancel
 from runtime.settings import CdcSettings
@@ -48,8 +47,8 @@ def run_session(settings: CdcSettings, stop: Stop, health: Health) -> None:
 
 
 def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
-    # Also a standby's options are looked at: it opens no producer.
-    client = admin(settings, name="viewkeeper-cdc-admin")
+    # Also a standby's, which speaks to no broker.
+    check_options(settings)
     with open_source(settings) as opened, closing(encoding_of(settings)) as encoding:
         lease = opened.lease
 
@@ -64,7 +63,7 @@ def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
         try:
             metrics.LEADER.set(1)
             with lease.kept(health.beat, opened.interrupt):
-                _lead(settings, stop, health, client, opened, encoding)
+                _lead(settings, stop, health, opened, encoding)
         except ObjectMissing as error:
             # Altered or detached in the middle of a poll: the next session looks at the catalog and says what is wrong.
             raise CatalogChanged(f"a table was altered or detached meanwhile: {error}") from error
@@ -75,10 +74,9 @@ def _run(settings: CdcSettings, stop: Stop, health: Health) -> None:
                 lease.release()
 
 
-def _lead(
-    settings: CdcSettings, stop: Stop, health: Health, client: AdminClient, opened: OpenSource, encoding: Encoding
-) -> None:
+def _lead(settings: CdcSettings, stop: Stop, health: Health, opened: OpenSource, encoding: Encoding) -> None:
     health.not_ready("reading the cursor back")
+    client = admin(settings, name="viewkeeper-cdc-admin")
     check_reachable(client, settings)
     ensure_topic(client, settings, cursor_topic_name(settings.topic_prefix), partitions=1, config=CURSOR_CONFIG)
     transactional_id = f"{settings.topic_prefix}.{settings.cdc_name}"

@@ -115,6 +115,11 @@ def admin(settings: KafkaSettings, *, name: str) -> AdminClient:
     return _client(AdminClient, settings, name, {})
 
 
+def check_options(settings: KafkaSettings) -> None:
+    """Raise ConfigurationError for options that no client of ours may have; connects to nothing."""
+    _client(AdminClient, settings, "viewkeeper-options", {"bootstrap.servers": ""})
+
+
 def check_reachable(client: AdminClient, settings: KafkaSettings) -> None:
     """Ask the cluster for its metadata; raise BrokerUnavailable when nobody answers."""
     with translated(f"Kafka {settings.kafka_bootstrap_servers}"):

@@ -214,6 +214,7 @@ def test_a_standby_stops_at_settings_that_a_leader_would_stop_at(source: Source,
         "VIEWKEEPER_CDC_TABLES names nope.toml": {"VIEWKEEPER_CDC_TABLES": "nope.toml"},
         "run: viewkeeper-cdc attach public.users": {"VIEWKEEPER_CDC_TABLES": "public.users"},
         "VIEWKEEPER_KAFKA_PARTITIONER is refused": {"VIEWKEEPER_KAFKA_PARTITIONER": "random"},
+        'No such configuration property: "no.such.option"': {"VIEWKEEPER_KAFKA_NO_SUCH_OPTION": "1"},
     }
     standbys = {complaint: daemon("cdc", "run", settings=settings) for complaint, settings in wrong.items()}
     for complaint, standby in standbys.items():
