@@ -39,6 +39,8 @@ _QUIET: Mapping[str, list[Key]] = {
     "late": [(-number,) for number in range(1, _QUIET_COUNT + 1)],
 }
 _LEAST_QUIET = 10
+_STAMPS = (Stamp.NOW, Stamp.LONG_AGO, Stamp.NONE, Stamp.KEPT)
+"""How quiet keys are stamped."""
 _MOMENT = 10
 """Of so many of its transactions a writer has stamped the rows a moment ago."""
 
@@ -88,8 +90,8 @@ class PolledWriter(Writer):
 
     def _change_quietly(self, transaction: Transaction, relation: str) -> None:
         keys = self._quiet[relation]
-        key, stamp = self._random.choice(keys), self._random.choice(list(Stamp))
-        if stamp.tells:
+        key, stamp = self._random.choice(keys), self._random.choice(_STAMPS)
+        if stamp is Stamp.NOW:
             if len(keys) == _LEAST_QUIET:
                 return
             keys.remove(key)
