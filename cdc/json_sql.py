@@ -20,8 +20,11 @@ _MOST_DIMENSIONS = 6
 def wire_values(columns: Sequence[Column]) -> Composed:
     """Return the select list over a table `t` of which `row_to_json` makes a row's value."""
     return SQL(", ").join(
-        SQL("{} AS {}").format(_wire_value(column.type, SQL("t.{}").format(column_name(column))), column_name(column))
+        SQL("{} AS {}").format(
+            _masked(value) if column.is_masked else _wire_value(column.type, value), column_name(column)
+        )
         for column in columns
+        for value in [SQL("t.{}").format(column_name(column))]
     )
 
 
@@ -74,6 +77,15 @@ def _wire_value(type_name: str, value: Composable) -> Composable:
     if type_name == "timestamp without time zone":
         return _timestamp(value, "")
     return value
+
+
+def _masked(value: Composable) -> Composable:
+    """Return HMAC-SHA256 (RFC 2104) of a value's text, as cdc.mask of the migration; the session has the key's pads."""
+    return SQL("""
+        CASE WHEN {value} IS NOT NULL THEN encode(sha256(
+            decode(current_setting('viewkeeper.mask_outer'), 'hex') || sha256(
+            decode(current_setting('viewkeeper.mask_inner'), 'hex') || convert_to({value}::text, 'UTF8'))), 'hex') END
+    """).format(value=value)
 
 
 def _timestamp(value: Composable, zone: str) -> Composable:

@@ -1,12 +1,13 @@
-"""Masked columns: they leave the source as HMAC-SHA256 (RFC 2104) of their text, under a key that the source never has.
+"""Masked columns: they leave the source as HMAC-SHA256 (RFC 2104) of their text, under a key that it never stores.
 
-The view that such a table's rows are read from hashes with the key's two pads, which the reading session sets.
+The reading session sets the key's two pads, by which the view that such a table's rows are read from hashes, or where
+there is none, since tables are polled, the statement that reads them.
 """
 
 import hashlib
 from collections.abc import Iterable
 
-from cdc.tables import CapturedTable
+from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 
 _BLOCK_BYTES = 64
@@ -24,11 +25,11 @@ def mask_session(key: str | None) -> dict[str, str]:
     }
 
 
-def demand_key(tables: Iterable[CapturedTable], key: str | None) -> None:
-    """Raise ConfigurationError if a table has masks and there is no key."""
-    masked = [str(table.name) for table in tables if table.is_masked]
-    if masked and key is None:
+def demand_key(masked: Iterable[TableName], key: str | None) -> None:
+    """Raise ConfigurationError if there are tables with masks and no key."""
+    names = ", ".join(map(str, masked))
+    if names and key is None:
         raise ConfigurationError(
-            f"VIEWKEEPER_CDC_MASK_KEY is not set, and {', '.join(masked)} has masked columns: set it, best by "
+            f"VIEWKEEPER_CDC_MASK_KEY is not set, and {names} has masked columns: set it, best by "
             "VIEWKEEPER_CDC_MASK_KEY_FILE, to a secret of 16 characters or more, the same one each time"
         )

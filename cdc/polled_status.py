@@ -95,7 +95,7 @@ class PolledStatusSource(StatusSource):
             source=polled.table.source,
             level=None,
             columns=list(options.columns) if options.columns else None,
-            masks=[],
+            masks=list(options.masks or ()),
             log_limit_bytes=None,
             log_bytes=None,
             log_filling_bytes=None,

@@ -122,7 +122,7 @@ class Reader:
         requests = self._source.requests()
         known = {table.attachment for table in self.tables}
         wanted = selected(attached, self._settings.cdc_tables)
-        demand_key(wanted, self._settings.cdc_mask_key)
+        demand_key([table.name for table in wanted if table.is_masked], self._settings.cdc_mask_key)
         for table in wanted:
             name = str(table.name)
             entry = entries.get(name)

@@ -81,7 +81,7 @@ def reconcile(
         check_reachable(client, settings)
         _demand_capture(capture.leader, settings.cdc_name)
         chosen = _chosen(source, names, settings, where)
-        demand_key([table for table, _ in chosen], settings.cdc_mask_key)
+        demand_key([table.name for table, _ in chosen if table.is_masked], settings.cdc_mask_key)
         bulk = _bulk(settings)
         comparisons = [
             _Comparison(

@@ -118,17 +118,20 @@ def _check_selection(settings: CdcSettings, connection: psycopg.Connection) -> N
     except CaptureError:
         # That a table was altered is for the leader to tell, which may first have to let its writers go on.
         return
-    demand_key(selected(tables, settings.cdc_tables), settings.cdc_mask_key)
+    wanted = selected(tables, settings.cdc_tables)
+    demand_key([table.name for table in wanted if table.is_masked], settings.cdc_mask_key)
 
 
 @contextmanager
 def _open_timestamp(settings: CdcSettings) -> Iterator[OpenSource]:
     where = describe(settings.source_url)
     options = polled_options(settings.cdc_tables)
+    demand_key([one.name for one in options if one.masks], settings.cdc_mask_key)
     name = f"viewkeeper-cdc {settings.cdc_name}"
     client = admin(settings, name="viewkeeper-cdc-requests")
+    session = SESSION | mask_session(settings.cdc_mask_key)
     with (
-        closing(connect(settings.source_url, name=name, settings=SESSION)) as reading,
+        closing(connect(settings.source_url, name=name, settings=session)) as reading,
         # Not the reader's, which may be in the middle of a page.
         closing(connect(settings.source_url, name=f"{name} flush", settings=SESSION)) as flushing,
         closing(RequestTopic(settings, client, settings.cdc_name)) as requests,

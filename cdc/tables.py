@@ -106,13 +106,15 @@ class Column:
     """A column: `type` is what it is made from, as `format_type` names it; `cast` its own type.
 
     Both are SQL, quoted, and with their schema unless that is pg_catalog. They differ for domains. `type_modifier` is
-    what `type` is declared with, as the catalog has it: precision and scale of a numeric; -1 if there is none.
+    what `type` is declared with, as the catalog has it: precision and scale of a numeric; -1 if there is none. One that
+    `is_masked` leaves the database as a keyed hash of its text, and is text itself.
     """
 
     name: str
     type: str
     cast: str
     type_modifier: int = -1
+    is_masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

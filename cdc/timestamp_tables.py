@@ -75,7 +75,10 @@ WITH RECURSIVE tree AS (
 )
 SELECT t.root, md5(concat_ws('|', k.text, string_agg(concat_ws(' ', c.oid, c.relpersistence,
            (SELECT r.xmin FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND c.relkind = 'v')), ';'
-           ORDER BY c.oid))), md5(string_agg(c.relfilenode::text, ' ' ORDER BY c.oid))
+           ORDER BY c.oid),
+           -- Under another key masked values are other ones.
+           CASE WHEN t.root = ANY (%(masked)s::oid[]) THEN current_setting('viewkeeper.mask_outer', true) END)),
+       md5(string_agg(c.relfilenode::text, ' ' ORDER BY c.oid))
 FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid JOIN columns k ON k.root = t.root
 GROUP BY t.root, k.text
 """
@@ -134,6 +137,10 @@ class _Column:
     def column(self) -> Column:
         return Column(self.name, self.type, self.cast, self.type_modifier)
 
+    @property
+    def masked(self) -> Column:
+        return Column(self.name, "text", "text", is_masked=True)
+
 
 def polled_table(
     connection: psycopg.Connection, options: TableOptions, *, where: str, was_there: bool = True
@@ -171,7 +178,7 @@ def polled_table(
         attachment=relation.oid,
         oid=relation.oid,
         rows_oid=relation.oid,
-        is_masked=False,
+        is_masked=options.masks is not None,
         name=name,
         kind=Kind(relation.kind),
         level=Level.STATEMENT,
@@ -185,7 +192,11 @@ def polled_table(
 
 def looks(connection: psycopg.Connection, tables: Sequence[PolledTable]) -> dict[int, Seen]:
     """Return what tables look like in the open transaction's snapshot, by attachment, and how they are polled."""
-    rows = connection.execute(_LOOKS, {"oids": [polled.table.oid for polled in tables]}, prepare=True)
+    values = {
+        "oids": [polled.table.oid for polled in tables],
+        "masked": [polled.table.oid for polled in tables if polled.table.is_masked],
+    }
+    rows = connection.execute(_LOOKS, values, prepare=True)
     found = {oid: (shape, files) for oid, shape, files in rows}
     return {
         polled.table.attachment: Seen(f"{shape} {_how(polled)}", files, None)
@@ -197,15 +208,16 @@ def looks(connection: psycopg.Connection, tables: Sequence[PolledTable]) -> dict
 def _how(polled: PolledTable) -> str:
     """Say how a table is polled and what leaves it: where that changes, the table is read anew."""
     names = [*polled.table.columns, *polled.timestamp, *([polled.incrementing] if polled.incrementing else [])]
-    return f"{polled.mode} {','.join(column.name for column in names)}"
+    masked = [column.name for column in names if column.is_masked]
+    return f"{polled.mode} {','.join(column.name for column in names)} {','.join(masked)}"
 
 
 def _mode(options: TableOptions) -> Mode:
     name = options.name
-    if options.masks is not None:
+    if options.masks is not None and options.columns is None:
         raise ConfigurationError(
-            f"VIEWKEEPER_CDC_TABLES: table {name}: masks are not made by VIEWKEEPER_CDC_SOURCE=timestamp, which may "
-            "only read: capture a view of yours that masks, and name its key"
+            f"VIEWKEEPER_CDC_TABLES: table {name}: list its columns beside its masks: one that is added later would "
+            "leave as it is"
         )
     if options.level is not None:
         raise ConfigurationError(
@@ -256,7 +268,17 @@ def _listed(options: TableOptions, columns: Mapping[str, _Column], key: Sequence
             raise ConfigurationError(
                 f"VIEWKEEPER_CDC_TABLES: table {options.name}: key column {one.name} is missing in its columns"
             )
-    return tuple(one.column for one in columns.values() if one.name in options.columns)
+    for name in options.masks or ():
+        if name not in options.columns or name in [one.name for one in key]:
+            why = "its columns leave it out" if name not in options.columns else "rows are told apart by it"
+            raise ConfigurationError(
+                f"VIEWKEEPER_CDC_TABLES: table {options.name}: column {name} cannot be masked: {why}"
+            )
+    return tuple(
+        one.masked if one.name in (options.masks or ()) else one.column
+        for one in columns.values()
+        if one.name in options.columns
+    )
 
 
 def _timestamps(options: TableOptions, columns: Mapping[str, _Column]) -> tuple[Column, ...]:

@@ -16,6 +16,8 @@ from runtime.errors import ConfigurationError
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source
 from tests.integration.logged import other_role
+from tests.integration.polled_source import TIMESTAMP, PolledSource
+from tests.waiting import wait_until
 
 USERS = TableName("public", "users")
 KEY = {"VIEWKEEPER_CDC_MASK_KEY": "a secret of some length"}
@@ -97,6 +99,29 @@ def test_masks_want_their_key_and_another_key_reads_the_table_anew(source: Sourc
     daemon("cdc", "run", settings=OTHER_KEY)
     source.wait_published("users")
     assert [row["username"] for row in _rows(source).values()] == [_hash("ann", OTHER_KEY), _hash("bob", OTHER_KEY)]
+
+
+@pytest.mark.newest_postgres
+def test_masked_columns_of_a_table_that_is_polled_leave_as_the_same_hash(polled: PolledSource, daemon: Daemons) -> None:
+    settings = polled.tables(items=f'{TIMESTAMP}\ncolumns = ["id", "text"]\nmasks = ["text"]')
+    refused = daemon("cdc", "run", settings=settings)
+    assert refused.wait() == 2
+    assert "VIEWKEEPER_CDC_MASK_KEY is not set, and public.items has masked columns" in refused.log_text()
+    first = daemon("cdc", "run", settings={**settings, **KEY})
+    polled.wait_published("items")
+    polled.run(
+        "ALTER TABLE items ADD COLUMN later text DEFAULT 'whispered'",
+        "UPDATE items SET text = 'told', updated_at = now() WHERE id = 1",
+        "UPDATE items SET text = NULL, updated_at = now() WHERE id = 2",
+    )
+    polled.wait_text("items", 1, _hash("told"))
+    wait_until(lambda: polled.rows("items")["2"] == {"id": 2, "text": None}, what="NULL, which stays NULL")
+    published = b"".join(record.value() or b"" for record in polled.topic("items").records)
+    assert not re.search(rb"whispered|told|later", published)
+    assert daemon("cdc", "reconcile", "items", settings={**settings, **KEY}).wait() == 0
+    assert first.terminate() == 0
+    daemon("cdc", "run", settings={**settings, **OTHER_KEY})
+    polled.wait_text("items", 1, _hash("told", OTHER_KEY))
 
 
 @pytest.mark.newest_postgres

@@ -142,7 +142,9 @@ def test_a_leader_that_wakes_up_late_publishes_nothing(polled: PolledSource, dae
         ("", "needs its mode"),
         ('mode = "timestamp"', "mode timestamp needs option timestamp"),
         (f'{TIMESTAMP}\nincrementing = "id"', "mode timestamp has no use for option incrementing"),
-        (f'{TIMESTAMP}\nmasks = ["text"]', "capture a view of yours that masks"),
+        (f'{TIMESTAMP}\nmasks = ["text"]', "list its columns beside its masks"),
+        (f'{TIMESTAMP}\ncolumns = ["id"]\nmasks = ["text"]', "column text cannot be masked: its columns leave it out"),
+        (f'{TIMESTAMP}\ncolumns = ["id"]\nmasks = ["id"]', "column id cannot be masked: rows are told apart by it"),
         (f'{TIMESTAMP}\ncolumns = ["text"]', "key column id is missing in its columns"),
         (f'{TIMESTAMP}\nkey = ["text"]', "its key (text) is not unique"),
         ('mode = "timestamp"\ntimestamp = ["text"]', "timestamp columns are all of type"),
@@ -153,7 +155,8 @@ def test_a_leader_that_wakes_up_late_publishes_nothing(polled: PolledSource, dae
 def test_options_that_do_not_fit_are_refused(
     polled: PolledSource, daemon: Daemons, options: str, complaint: str
 ) -> None:
-    refused = daemon("cdc", "run", settings=polled.tables(items=options))
+    settings = {**polled.tables(items=options), "VIEWKEEPER_CDC_MASK_KEY": "sixteen characters"}
+    refused = daemon("cdc", "run", settings=settings)
     assert refused.wait(30) == 2
     assert complaint in refused.log_text()
 
