@@ -18,5 +18,5 @@ class ConfigurationError(ViewkeeperError):
 class RetryableError(ViewkeeperError):
     """Something outside went away and may come back: throw all state away, wait, start again from what is stored."""
 
-    is_fault: ClassVar = True
+    is_fault: ClassVar[bool] = True
     """Whether an operator is warned of it: not of what was done on purpose."""

@@ -10,9 +10,11 @@ from cdc.table_options import Level
 from tests.integration.logged import Logged, keys, other_role
 
 # What a session makes of its own comes before all schemas that are not named, also where the path is empty.
-EVIL_TEXT = """
+RAN = """
 CREATE TABLE pg_temp.ran (as_role name);
 GRANT INSERT ON pg_temp.ran TO PUBLIC;
+"""
+EVIL_TEXT = f"""{RAN}
 CREATE TYPE pg_temp.text AS (x int8, y varchar);
 CREATE FUNCTION pg_temp.to_text(x int8) RETURNS pg_temp.text LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO pg_temp.ran VALUES (current_user); RETURN row(x, '')::pg_temp.text; END $$;
@@ -21,20 +23,14 @@ BEGIN INSERT INTO pg_temp.ran VALUES (current_user); RETURN (x).x; END $$;
 CREATE CAST (int8 AS pg_temp.text) WITH FUNCTION pg_temp.to_text(int8);
 CREATE CAST (pg_temp.text AS int8) WITH FUNCTION pg_temp.of_text(pg_temp.text);
 """
-EVIL_REGCLASS = """
-CREATE TABLE pg_temp.ran (as_role name);
-GRANT INSERT ON pg_temp.ran TO PUBLIC;
-CREATE FUNCTION pg_temp.note(x pg_catalog.regclass) RETURNS boolean LANGUAGE plpgsql AS $$
+EVIL_REGCLASS, EVIL_DOMAIN = (
+    f"""{RAN}
+CREATE FUNCTION pg_temp.note(x pg_catalog.{kind}) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO pg_temp.ran VALUES (current_user); RETURN true; END $$;
-CREATE DOMAIN pg_temp.regclass AS pg_catalog.regclass CHECK (pg_temp.note(value));
+CREATE DOMAIN pg_temp.{kind} AS pg_catalog.{kind} CHECK (pg_temp.note(value));
 """
-EVIL_DOMAIN = """
-CREATE TABLE pg_temp.ran (as_role name);
-GRANT INSERT ON pg_temp.ran TO PUBLIC;
-CREATE FUNCTION pg_temp.note(x pg_catalog.text) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN INSERT INTO pg_temp.ran VALUES (current_user); RETURN true; END $$;
-CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (pg_temp.note(value));
-"""
+    for kind in ("regclass", "text")
+)
 
 
 @contextmanager

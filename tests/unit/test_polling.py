@@ -5,29 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cdc.polling import NOTHING, Polling, Position
-from cdc.table_options import Level, Mode
-from cdc.tables import CapturedTable, Column, Kind
-from cdc.timestamp_tables import PolledTable
-from cdc.wire import TableName
+from tests.unit.polled_items import POLLED
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-ID = Column("id", "bigint", "bigint")
-POLLED = PolledTable(
-    table=CapturedTable(
-        attachment=1,
-        oid=1,
-        rows_oid=1,
-        is_masked=False,
-        name=TableName("public", "items"),
-        kind=Kind.TABLE,
-        level=Level.STATEMENT,
-        key=(ID,),
-        columns=(ID,),
-    ),
-    mode=Mode.INCREMENTING,
-    timestamp=(),
-    incrementing=ID,
-)
 
 
 def test_a_position_reads_back_as_it_was_written() -> None:

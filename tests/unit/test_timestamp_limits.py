@@ -1,14 +1,14 @@
 """What is said at the start that a polled table's mode cannot see, whole, without a database."""
 
+from dataclasses import replace
+
 import pytest
 
-from cdc.table_options import Level, Mode
-from cdc.tables import CapturedTable, Column, Kind
+from cdc.table_options import Mode
+from cdc.tables import Column
 from cdc.timestamp_limits import limits
-from cdc.timestamp_tables import PolledTable
-from cdc.wire import TableName
+from tests.unit.polled_items import ID, POLLED
 
-ID = Column("id", "bigint", "bigint")
 ZONED = Column("updated_at", "timestamp with time zone", "timestamp with time zone")
 UNZONED = Column("updated_at", "timestamp without time zone", "timestamp without time zone")
 
@@ -36,20 +36,9 @@ OF_NUMBERS = (*ALWAYS, "updates", "rows that are committed after one with a larg
     ],
 )
 def test_each_mode_says_all_that_it_does_not_see(mode: Mode, timestamp: Column | None, words: tuple[str, ...]) -> None:
-    table = CapturedTable(
-        attachment=1,
-        oid=1,
-        rows_oid=1,
-        is_masked=False,
-        name=TableName("public", "items"),
-        kind=Kind.TABLE,
-        level=Level.STATEMENT,
-        key=(ID,),
-        columns=(ID,),
-    )
-    polled = PolledTable(
-        table,
-        mode,
+    polled = replace(
+        POLLED,
+        mode=mode,
         timestamp=(timestamp,) if timestamp else (),
         incrementing=ID if "incrementing" in mode else None,
     )
