@@ -22,7 +22,7 @@ from cdc.kafka_requests import RequestTopic
 from cdc.look_back import Order, Walked
 from cdc.polling import Intervals, Polling, Position
 from cdc.rounds import NO_KEYS, CursorDrain, Drain, Found, Keys, Mark, Positions, Round
-from cdc.source import Source, arrays
+from cdc.source import Source, arrays, by_column
 from cdc.table_options import Mode, TableOptions
 from cdc.tables import CapturedTable, keys_of
 from cdc.timestamp_sql import Lower
@@ -243,7 +243,7 @@ class TimestampSource(Source):
         if self._is_sweep_due(round_, table, position):
             marks, moved = frozenset((Mark.SWEEP,)), replace(moved, swept_at=round_.time, swept_xmin=self._xmin)
         if keys or marks:
-            literals = [list(texts) for texts in zip(*keys, strict=True)]
+            literals = by_column(keys)
             round_.found.append(Found(table, len(keys), marks, Keys(len(keys), literals)))
         return moved, is_behind
 
@@ -273,9 +273,8 @@ class TimestampSource(Source):
     def _texts(self, table: CapturedTable, keys: Sequence[Order]) -> list[Order]:
         """Return keys from the topic as the texts of their columns' types."""
         sql = self._render((table, "texts"), lambda: statements.key_texts(table))
-        columns = [list(texts) for texts in zip(*keys, strict=True)]
         with keys_of(table):
-            found = self._connection.execute(sql, arrays(columns)).fetchone()
+            found = self._connection.execute(sql, arrays(by_column(keys))).fetchone()
         return list(zip(*found or (), strict=True))
 
     def _is_sweep_due(self, round_: Round, table: CapturedTable, position: Position) -> bool:
