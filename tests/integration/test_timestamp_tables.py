@@ -1,4 +1,4 @@
-"""Tables that the timestamp source polls: keys of every kind, partitions, and one that triggers captured before."""
+"""Tables that the timestamp source polls: keys of every kind, partitions, and one that triggers or the WAL captured before."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from cdc.timestamp_tables import polled_table
 from compose.local.kafka import KafkaBroker
 from runtime.errors import ConfigurationError
 from tests.daemons import Daemons
+from tests.integration.captured_source import Source
 from tests.integration.polled_source import BOTH, NO_LOOK_BACK, TIMESTAMP, PolledSource
+from tests.integration.wal_steps import SLOTS
 from tests.waiting import wait_until
 
 # What these tests are about is none of the versions' business, and they take long.
@@ -121,9 +123,9 @@ def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: Polled
 
 
 @pytest.fixture
-def movable(source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> Iterator[PolledSource]:
+def movable(wal: Source, kafka: KafkaBroker, topic_prefix: str, tmp_path: Path) -> Iterator[PolledSource]:
     """Give a source with a table of ten rows that can be polled, and attached as well."""
-    source = PolledSource(source_url, kafka, topic_prefix, tmp_path)
+    source = PolledSource(wal.url, kafka, topic_prefix, tmp_path)
     with closing(source.connection):
         source.run(
             "CREATE TABLE items (id bigint PRIMARY KEY, text text, updated_at timestamptz)",
@@ -132,25 +134,31 @@ def movable(source_url: str, kafka: KafkaBroker, topic_prefix: str, tmp_path: Pa
         yield source
 
 
-@pytest.mark.parametrize("to", [SourceKind.TIMESTAMP, SourceKind.TRIGGERS])
+@pytest.mark.parametrize("to_polls", [True, False], ids=["to-polls", "from-polls"])
+@pytest.mark.parametrize("kind", [SourceKind.TRIGGERS, SourceKind.WAL])
 def test_a_table_that_comes_from_polls_or_goes_there_is_read_anew_when_that_is_asked_for(
-    movable: PolledSource, daemon: Daemons, to: SourceKind
+    movable: PolledSource, daemon: Daemons, kind: SourceKind, *, to_polls: bool
 ) -> None:
-    polling = movable.tables(items=TIMESTAMP)
-    before, after = ({}, polling) if to is SourceKind.TIMESTAMP else (polling, {})
-    if to is SourceKind.TIMESTAMP:
-        movable.attach("items")
+    attached, polling = {"VIEWKEEPER_CDC_SOURCE": str(kind)}, movable.tables(items=TIMESTAMP)
+    before, after = (attached, polling) if to_polls else (polling, attached)
+    if to_polls:
+        assert daemon("cdc", "attach", "items", settings=attached).wait() == 0
     capture = daemon("cdc", "run", settings=before)
     movable.wait_published("items")
     assert capture.terminate() == 0
-    if to is SourceKind.TRIGGERS:
-        movable.attach("items")
+    if not to_polls:
+        assert daemon("cdc", "attach", "items", settings=attached).wait() == 0
     movable.run("UPDATE items SET text = 'between' WHERE id = 1", "DELETE FROM items WHERE id = 2")
     refused = daemon("cdc", "run", settings=after)
     assert refused.wait() == 1
     assert "run: viewkeeper-cdc snapshot public.items" in refused.log_text()
     assert daemon("cdc", "snapshot", "items", settings=after).wait() == 0
+    if to_polls:
+        assert daemon("cdc", "detach", "items", settings=attached).wait() == 0
+        assert movable.value(f"SELECT count(*) {SLOTS}") == 0, "a slot for nobody keeps the server's WAL"
     daemon("cdc", "run", settings=after)
     movable.wait_keys("items", 1, *range(3, 11))
+    movable.run("UPDATE items SET text = 'after', updated_at = now() WHERE id = 3")
+    movable.wait_text("items", 3, "after")
     movable.wait_published("items")
     movable.assert_topic_equals_table("items", "id")
