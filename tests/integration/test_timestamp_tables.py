@@ -1,4 +1,4 @@
-"""Tables that the timestamp source polls: keys of every kind, partitions, and one that triggers or the WAL captured before."""
+"""Tables that are polled: keys of every kind, partitions, and one that triggers or the WAL captured before."""
 
 import json
 from collections.abc import Iterator
