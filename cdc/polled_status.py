@@ -13,7 +13,7 @@ from cdc.kafka_requests import RequestTopic
 from cdc.requests import SnapshotRequest
 from cdc.status_source import AttachedTable, RequestStatus, StatusSource
 from cdc.table_options import TableOptions
-from cdc.timestamp_tables import polled_table
+from cdc.timestamp_tables import polled_table, still_attached
 from cdc.watching import ALIVE_SECONDS, LOOK_SECONDS, Leader
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
@@ -59,6 +59,11 @@ class PolledStatusSource(StatusSource):
 
     def slot(self) -> None:
         """Return None: nothing is made in the database."""
+
+    def left(self) -> tuple[str, ...]:
+        """Return in words what is left of the sources that the tables came from."""
+        with translated(self._where):
+            return still_attached(self._connection, self._capture["capture"])
 
     def requests(self, newest: Cursor | None) -> Sequence[RequestStatus]:
         """Return the requests that are newer than what the newest cursor has begun, oldest first."""

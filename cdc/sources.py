@@ -24,6 +24,7 @@ from cdc.table_options import TableOptions, table_options
 from cdc.tables import CapturedTable, SourceKind, captured_tables, check_source, selected
 from cdc.timestamp import TimestampSource
 from cdc.timestamp_sql import CLUSTER, DATABASE
+from cdc.timestamp_tables import still_attached
 from cdc.topics import CURSOR_CONFIG, ensure_topic
 from cdc.triggers import TriggerSource
 from cdc.wal import WalSource
@@ -139,6 +140,7 @@ def _open_timestamp(settings: CdcSettings) -> Iterator[OpenSource]:
         check_reachable(client, settings)
         token = source_token(flushing, where)
         _warn_of_replica(flushing, where)
+        _warn_of_attached(flushing, settings.cdc_name, where)
         for topic, config in (
             (cursor_topic_name(settings.topic_prefix), CURSOR_CONFIG),
             (requests_topic_name(settings.topic_prefix), REQUESTS_CONFIG),
@@ -191,6 +193,12 @@ def _warn_of_replica(connection: psycopg.Connection, where: str) -> None:
         is_replica = connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
     if is_replica:
         log.warning("replica", source=where, reason="it shows what it has replayed: watermarks are estimates by that")
+
+
+def _warn_of_attached(connection: psycopg.Connection, capture: str, where: str) -> None:
+    with translated(where):
+        for left in still_attached(connection, capture):
+            log.warning("still_attached", reason=left)
 
 
 def source_over(settings: CaptureSettings, reading: psycopg.Connection, *, where: str) -> AttachedSource:

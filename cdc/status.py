@@ -171,7 +171,11 @@ def _status(
     is_slot_used = any(SourceKind.WAL in (table.source, table.moving_to) for table in attached)
     state = source.slot()
     slot = _slot(state) if state is not None and (is_slot_used or state.exists) else None
-    needs = [*_capture_needs(settings.cdc_name, leader, token_known), *_slot_needs(slot, is_used=is_slot_used)]
+    needs = [
+        *_capture_needs(settings.cdc_name, leader, token_known),
+        *_slot_needs(slot, is_used=is_slot_used),
+        *source.left(),
+    ]
     if kafka.trouble is not None:
         needs.append(f"{kafka.trouble}; until it answers nothing is published, and changes wait in the source")
     for status in tables:

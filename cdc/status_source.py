@@ -159,6 +159,10 @@ class StatusSource:
         with translated(self._where):
             return slot_state(self._connection, self._capture["capture"])
 
+    def left(self) -> tuple[str, ...]:
+        """Return in words what the database keeps for a source that the capture reads no more."""
+        return ()
+
     def requests(self, newest: Cursor | None) -> Sequence[RequestStatus]:  # noqa: ARG002 - in Kafka it is needed
         """Return the requests that the capture has not begun, oldest first."""
         with translated(self._where), self._connection.cursor(row_factory=class_row(RequestStatus)) as cursor:

@@ -59,6 +59,17 @@ LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
 WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """  # noqa: S608 - constants alone
+# A role that polls mostly may not look there, and mostly there is nothing.
+_MAY_ASK = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'cdc' AND c.relname = 'captured_table'
+      AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT'))
+"""
+_STILL_ATTACHED = """
+SELECT pg_catalog.format('%%s.%%s', table_schema, table_name) AS name, source
+FROM cdc.captured_table WHERE capture = %(capture)s ORDER BY id
+"""
 # What changes with rows that no column tells of: other columns, another view, partitions, and a table's files, which
 # TRUNCATE and rewriting statements make anew.
 _LOOKS = """
@@ -188,6 +199,17 @@ def polled_table(
         labels=tuple(label for one in key for label in one.labels),
     )
     return PolledTable(table, mode, _timestamps(options, columns), _incrementing(options, columns))
+
+
+def still_attached(connection: psycopg.Connection, capture: str) -> tuple[str, ...]:
+    """Return in words what is left of the sources that the capture's tables came from, as far as its role may know."""
+    if connection.execute(_MAY_ASK).fetchone() != (True,):
+        return ()
+    return tuple(
+        f"{name} is attached for the source {source}, and what is collected for that nobody reads; "
+        f"run: VIEWKEEPER_CDC_SOURCE={source} viewkeeper-cdc detach {name}"
+        for name, source in connection.execute(_STILL_ATTACHED, {"capture": capture})
+    )
 
 
 def looks(connection: psycopg.Connection, tables: Sequence[PolledTable]) -> dict[int, Seen]:

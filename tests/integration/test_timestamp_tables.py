@@ -154,6 +154,11 @@ def test_a_table_that_comes_from_polls_or_goes_there_is_read_anew_when_that_is_a
     assert "run: viewkeeper-cdc snapshot public.items" in refused.log_text()
     assert daemon("cdc", "snapshot", "items", settings=after).wait() == 0
     if to_polls:
+        still = f"run: VIEWKEEPER_CDC_SOURCE={kind} viewkeeper-cdc detach public.items"
+        assert refused.logged("still_attached")[0]["reason"].endswith(still)
+        shown = daemon("cdc", "status", settings=after)
+        assert shown.wait() == 1
+        assert still in " ".join(shown.log_text().split())
         assert daemon("cdc", "detach", "items", settings=attached).wait() == 0
         assert movable.value(f"SELECT count(*) {SLOTS}") == 0, "a slot for nobody keeps the server's WAL"
     daemon("cdc", "run", settings=after)
