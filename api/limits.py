@@ -1,5 +1,6 @@
 """How large a request may be: what is larger gets a clean refusal before it fills the memory."""
 
+from enum import Enum, auto
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -21,40 +22,68 @@ class TooLarge(Exception):  # noqa: N818 - the state, which ends the parsing of 
     """The request was refused, and its connection is closed."""
 
 
+class Part(Enum):
+    """What is being read of a connection."""
+
+    NONE = auto()
+    HEAD = auto()
+    BODY = auto()
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """A connection whose requests have URLs, headers and bodies of at most these sizes."""
 
-    _head_bytes = 0
-    _in_head = False
-    _is_refused = False
+    _part = Part.NONE
+    _part_bytes = 0
+    _received_bytes = 0
+    _refusal: bytes | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Take in what was sent; a head that does not end is refused."""
-        if not self._is_refused:
+        """Take in what was sent; a head that does not end is refused, and what comes after a refusal thrown away."""
+        if self._refusal is None:
+            self._received_bytes = len(data)
             super().data_received(data)
-            self._measure_head(len(data))
+            self._part_bytes += len(data)
+            if self._part is Part.HEAD and self._part_bytes > MOST_HEAD_BYTES:
+                self._refuse(*HEAD_TOO_LARGE)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP; what has ended the parsing may be a refusal."""
-        if not self._is_refused:
+        if self._refusal is None:
             self._refuse(400, msg)
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
         self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required] # of our own
-        self._in_head, self._head_bytes = True, 0
+        self._begin(Part.HEAD)
 
     def on_headers_complete(self) -> None:
         """Handle the request; raises TooLarge, after its refusal, to end the parsing."""
-        self._in_head = False
-        refusal = self._refusal()
-        if refusal:
-            self._refuse(*refusal)
+        excess = self._excess()
+        if excess:
+            self._refuse(*excess)
             raise TooLarge
         super().on_headers_complete()
+        self._begin(Part.BODY)
 
-    def _refusal(self) -> tuple[int, str] | None:
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._begin(Part.NONE)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, or to the refusal of what came after this one."""
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if is_last and self._refusal is not None:
+            self._send_refusal(self._refusal)
+
+    def _begin(self, part: Part) -> None:
+        """Begin a part, of which that does not count that came with its beginning: some of it is of others."""
+        self._part, self._part_bytes = part, -self._received_bytes
+
+    def _excess(self) -> tuple[int, str] | None:
         """Return status and detail of what is too large in the request whose head has come."""
         if len(self.url) > MOST_URL_BYTES:
             return 414, f"the URL takes more than {MOST_URL_BYTES} bytes"
@@ -65,23 +94,32 @@ class LimitedProtocol(HttpToolsProtocol):
             return 413, f"the body takes more than {MOST_BODY_BYTES} bytes, and nothing here reads one"
         return None
 
-    def _measure_head(self, received_bytes: int) -> None:
-        if self._in_head and not self._is_refused:
-            self._head_bytes += received_bytes
-            if self._head_bytes > MOST_HEAD_BYTES:
-                self._refuse(*HEAD_TOO_LARGE)
-
     def _refuse(self, status: int, detail: str) -> None:
+        """Refuse the request that is being read, once those before it are answered; it is the connection's last."""
         body = problem_body(status, detail)
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
-        self._is_refused = True
-        if self.cycle is not None:
-            # A request whose body turns out bad is being answered: nothing may follow the refusal.
+        self._refusal = head.encode() + body
+        if self._part is Part.BODY:
+            self._refuse_begun(self._refusal)
+        elif self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr] # None at first
+            self._send_refusal(self._refusal)
+
+    def _refuse_begun(self, refusal: bytes) -> None:
+        """Refuse a request whose body turns out bad; where its own reply is on its way nothing may follow that."""
+        if self.pipeline:
+            # It waits for its turn, behind others.
+            self.pipeline.popleft()
+        else:
             self.cycle.disconnected = True
-        self.transport.write(head.encode() + body)
+            self._send_refusal(b"" if self.cycle.response_started else refusal)
+
+    def _send_refusal(self, refusal: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self.transport.write(refusal)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)

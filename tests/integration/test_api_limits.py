@@ -1,6 +1,7 @@
 """Requests that are too large, or no requests: a clean 4xx, and the process goes on."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 
@@ -34,6 +35,18 @@ def _reply(client: httpx.Client, request: bytes) -> tuple[int, bytes]:
             reply = stream.read()
     head, _, body = reply.partition(b"\r\n\r\n")
     return int(head.split(b" ", 2)[1]), body
+
+
+def _replies(client: httpx.Client, *writes: bytes) -> list[int]:
+    """Send some bytes after the other, each once a reply to what was sent before has begun; return all statuses."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=10) as connection:
+        received = b""
+        for write in writes:
+            connection.sendall(write)
+            received += connection.recv(65536)
+        while more := connection.recv(65536):
+            received += more
+    return [int(status) for status in re.findall(rb"HTTP/1.1 (\d{3}) ", received)]
 
 
 @pytest.mark.parametrize(
@@ -83,3 +96,29 @@ def test_a_body_that_turns_out_bad_is_refused_and_no_error_of_the_server(client:
         # Asked after it, answered after it: by now the request has been looked up as well.
         assert client.get("/users/1").status_code == 404
     assert process.logged("request_failed") == []
+
+
+def test_requests_that_come_together_are_measured_one_by_one(client: httpx.Client) -> None:
+    """The last one has begun in the bytes that end others, which are no part of its head."""
+    head = b"GET /users/1 HTTP/1.1\r\n"
+    replies = _replies(client, (head + b"\r\n") * 2_000 + head, b"Connection: close\r\n\r\n")
+    assert replies == [404] * 2_001
+    body = head + b"Content-Length: 60000\r\n\r\n" + b"x" * 60_000
+    assert _replies(client, body + head, b"Connection: close\r\n\r\n") == [404, 404]
+
+
+def test_a_refusal_comes_after_the_replies_to_the_requests_before_it(client: httpx.Client, process: Daemon) -> None:
+    for refused, status in (
+        (b"no request\r\n\r\n", 400),
+        (b"GET /users/1 HTTP/1.1\r\nX: " + b"1" * 33_000 + b"\r\n\r\n", 431),
+    ):
+        before = b"GET /users/1 HTTP/1.1\r\n\r\nPOST /users/1 HTTP/1.1\r\n\r\n"
+        assert _replies(client, before + refused) == [404, 405, status]
+    bad_body = b"GET /users/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    assert _replies(client, b"POST /users/1 HTTP/1.1\r\n\r\n" + bad_body) == [405, 400]
+    assert process.logged("request_failed") == []
+
+
+def test_nothing_follows_a_reply_to_a_request_whose_body_turns_out_bad(client: httpx.Client) -> None:
+    head = b"GET /users/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert _replies(client, head, b"zz\r\n") == [404]
