@@ -11,7 +11,10 @@ MOST_URL_BYTES = 8_192
 MOST_HEAD_BYTES = 32_768
 MOST_BODY_BYTES = 65_536
 """Nothing that is served reads a body: a small one is passed over."""
+MOST_SENT_BYTES = 8 * MOST_BODY_BYTES
+"""A body with what frames it: chunks may be small, and what comes behind the last one belongs to nobody."""
 HEAD_TOO_LARGE = 431, f"the headers take more than {MOST_HEAD_BYTES} bytes"
+BODY_TOO_LARGE = 413, f"the body takes more than {MOST_BODY_BYTES} bytes, and nothing here reads one"
 TRANSPORT = "viewkeeper.transport"
 """The connection's transport, in the scope of its requests: a stream asks it what is not sent yet, and may cut off."""
 LINGER_SECONDS = 1.0
@@ -35,17 +38,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _part = Part.NONE
     _part_bytes = 0
+    _body_bytes = 0
     _received_bytes = 0
     _refusal: bytes | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Take in what was sent; a head that does not end is refused, and what comes after a refusal thrown away."""
+        """Take in what was sent; what does not end is refused, and what comes after a refusal thrown away."""
         if self._refusal is None:
             self._received_bytes = len(data)
             super().data_received(data)
             self._part_bytes += len(data)
-            if self._part is Part.HEAD and self._part_bytes > MOST_HEAD_BYTES:
-                self._refuse(*HEAD_TOO_LARGE)
+            if self._refusal is None:
+                self._measure()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP; what has ended the parsing may be a refusal."""
@@ -66,6 +70,17 @@ class LimitedProtocol(HttpToolsProtocol):
             raise TooLarge
         super().on_headers_complete()
         self._begin(Part.BODY)
+        self._body_bytes = 0
+        # Trailers are none of the headers that the request is answered by.
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        """Take in a piece of a body, whose size nobody may have said before; raises as `on_headers_complete` does."""
+        self._body_bytes += len(body)
+        if self._body_bytes > MOST_BODY_BYTES:
+            self._refuse(*BODY_TOO_LARGE)
+            raise TooLarge
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request."""
@@ -83,6 +98,12 @@ class LimitedProtocol(HttpToolsProtocol):
         """Begin a part, of which that does not count that came with its beginning: some of it is of others."""
         self._part, self._part_bytes = part, -self._received_bytes
 
+    def _measure(self) -> None:
+        if self._part is Part.HEAD and self._part_bytes > MOST_HEAD_BYTES:
+            self._refuse(*HEAD_TOO_LARGE)
+        elif self._part is Part.BODY and self._part_bytes > MOST_SENT_BYTES:
+            self._refuse(*BODY_TOO_LARGE)
+
     def _excess(self) -> tuple[int, str] | None:
         """Return status and detail of what is too large in the request whose head has come."""
         if len(self.url) > MOST_URL_BYTES:
@@ -91,7 +112,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return HEAD_TOO_LARGE
         # The parser has seen that it is a number.
         if any(name == b"content-length" and int(value) > MOST_BODY_BYTES for name, value in self.headers):
-            return 413, f"the body takes more than {MOST_BODY_BYTES} bytes, and nothing here reads one"
+            return BODY_TOO_LARGE
         return None
 
     def _refuse(self, status: int, detail: str) -> None:

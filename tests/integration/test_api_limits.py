@@ -14,6 +14,8 @@ from tests.integration.test_api import api, client_of
 __all__ = ["api"]
 
 SENT_BYTES = 1_000_000
+NOT_YET = b"GET /users/1 HTTP/1.1\r\nViewkeeper-Min-As-Of: 9000-01-01T00:00:00Z\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""The head of a request that is not answered before its body has come."""
 
 
 @pytest.fixture
@@ -60,6 +62,9 @@ def _replies(client: httpx.Client, *writes: bytes) -> list[int]:
         (b"GET /users/1 HTTP/1.1\r\nX: " + b"1" * SENT_BYTES, 431),
         (b"GET /users/1 HTTP/1.1\r\nContent-Length: 70000\r\n\r\n", 413),
         (b"POST /users/1 HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n", 413),
+        (NOT_YET + b"10000\r\n" + b"x" * 65_536 + b"\r\n1\r\nx\r\n", 413),
+        # A trailer that never ends.
+        (NOT_YET + b"0\r\nX: " + b"1" * SENT_BYTES, 413),
         (b"GET /users/1 HTTP/1.1\r\nContent-Length: many\r\n\r\n", 400),
         (b"GET /users/\0 HTTP/1.1\r\n\r\n", 400),
         (b"GET /users/1 HTTP/1.1\r\nX: \0\r\n\r\n", 400),
@@ -122,3 +127,13 @@ def test_a_refusal_comes_after_the_replies_to_the_requests_before_it(client: htt
 def test_nothing_follows_a_reply_to_a_request_whose_body_turns_out_bad(client: httpx.Client) -> None:
     head = b"GET /users/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert _replies(client, head, b"zz\r\n") == [404]
+
+
+def test_what_comes_too_much_after_a_reply_ends_the_connection(client: httpx.Client) -> None:
+    head = b"GET /users/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert _replies(client, head, b"10000\r\n" + b"x" * 65_536 + b"\r\n1\r\nx\r\n") == [404]
+
+
+def test_a_trailer_is_no_header(client: httpx.Client) -> None:
+    head = b"GET /users/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    assert _replies(client, head + b"0\r\nViewkeeper-Min-As-Of: never\r\n\r\n") == [404]
