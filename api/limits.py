@@ -15,6 +15,9 @@ MOST_SENT_BYTES = 8 * MOST_BODY_BYTES
 """A body with what frames it: chunks may be small, and what comes behind the last one belongs to nobody."""
 HEAD_TOO_LARGE = 431, f"the headers take more than {MOST_HEAD_BYTES} bytes"
 BODY_TOO_LARGE = 413, f"the body takes more than {MOST_BODY_BYTES} bytes, and nothing here reads one"
+# The parser takes a body for the other protocol, which nobody speaks here, or for the next request.
+UPGRADE_WITH_BODY = 400, "another protocol cannot be asked for by a request with a body"
+_OF_BODIES = (b"content-length", b"transfer-encoding")
 TRANSPORT = "viewkeeper.transport"
 """The connection's transport, in the scope of its requests: a stream asks it what is not sent yet, and may cut off."""
 LINGER_SECONDS = 1.0
@@ -113,6 +116,8 @@ class LimitedProtocol(HttpToolsProtocol):
         # The parser has seen that it is a number.
         if any(name == b"content-length" and int(value) > MOST_BODY_BYTES for name, value in self.headers):
             return BODY_TOO_LARGE
+        if self.parser.should_upgrade() and any(name in _OF_BODIES and value != b"0" for name, value in self.headers):
+            return UPGRADE_WITH_BODY
         return None
 
     def _refuse(self, status: int, detail: str) -> None:

@@ -16,6 +16,7 @@ __all__ = ["api"]
 SENT_BYTES = 1_000_000
 NOT_YET = b"GET /users/1 HTTP/1.1\r\nViewkeeper-Min-As-Of: 9000-01-01T00:00:00Z\r\nTransfer-Encoding: chunked\r\n\r\n"
 """The head of a request that is not answered before its body has come."""
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
 
 
 @pytest.fixture
@@ -71,6 +72,8 @@ def _replies(client: httpx.Client, *writes: bytes) -> list[int]:
         (b"GET /users/caf\xc3\xa9 HTTP/1.1\r\n\r\n", 400),
         (b"CONNECT users:1 HTTP/1.1\r\n\r\n", 400),
         (b"no request\r\n\r\n", 400),
+        (b"GET /users/1 HTTP/1.1\r\n" + UPGRADE + b"Content-Length: 1\r\n\r\n", 400),
+        (b"GET /users/1 HTTP/1.1\r\n" + UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n", 400),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, bytes) else None,
 )
@@ -137,3 +140,9 @@ def test_what_comes_too_much_after_a_reply_ends_the_connection(client: httpx.Cli
 def test_a_trailer_is_no_header(client: httpx.Client) -> None:
     head = b"GET /users/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     assert _replies(client, head + b"0\r\nViewkeeper-Min-As-Of: never\r\n\r\n") == [404]
+
+
+def test_an_upgrade_that_is_offered_is_passed_over(client: httpx.Client) -> None:
+    """As clients of HTTP/2 offer one with their first request."""
+    request = b"GET /users/1 HTTP/1.1\r\n"
+    assert _replies(client, request + UPGRADE + b"\r\n", request + b"Connection: close\r\n\r\n") == [404, 404]
