@@ -1,5 +1,6 @@
-"""How large a request may be: what is larger gets a clean refusal before it fills the memory."""
+"""How large a request may be, and how long it may be waited for: what is larger gets a clean refusal in time."""
 
+import asyncio
 from enum import Enum, auto
 from http import HTTPStatus
 
@@ -45,6 +46,16 @@ class LimitedProtocol(HttpToolsProtocol):
     _received_bytes = 0
     _refusal: bytes | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, of which a request has to come."""
+        super().connection_made(transport)
+        self._await_more()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leave nothing behind that waits for more."""
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
     def data_received(self, data: bytes) -> None:
         """Take in what was sent; what does not end is refused, and what comes after a refusal thrown away."""
         if self._refusal is None:
@@ -53,6 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._part_bytes += len(data)
             if self._refusal is None:
                 self._measure()
+                self._await_more()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP; what has ended the parsing may be a refusal."""
@@ -100,6 +112,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def _begin(self, part: Part) -> None:
         """Begin a part, of which that does not count that came with its beginning: some of it is of others."""
         self._part, self._part_bytes = part, -self._received_bytes
+
+    def _await_more(self) -> None:
+        """Close the connection after a long silence, unless it is us who are to speak; uvicorn does after replies."""
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr] # None at first
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _measure(self) -> None:
         if self._part is Part.HEAD and self._part_bytes > MOST_HEAD_BYTES:

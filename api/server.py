@@ -41,7 +41,9 @@ DRAIN_SECONDS = 5
 class HttpServer(uvicorn.Server):
     """Uvicorn in our own loop, on a socket that listens already; signals are ours."""
 
-    def __init__(self, app: Starlette, *, connections: int = CONNECTIONS) -> None:
+    def __init__(
+        self, app: Starlette, *, connections: int = CONNECTIONS, keep_alive_seconds: int = KEEP_ALIVE_SECONDS
+    ) -> None:
         class Protocol(LimitedProtocol):
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
                 super().connection_made(transport)
@@ -59,7 +61,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG_CONNECTIONS,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=keep_alive_seconds,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
         )
