@@ -144,19 +144,23 @@ class Session:
 
     async def _answer_to(self, send: Callable[[], None]) -> PGresult:
         """Send one command and return its result; raises psycopg's errors, NoAnswerInTime without an answer."""
+        overdue = self._loop.call_later(ANSWER_SECONDS, self._give_up)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                self._reply = self._loop.create_future()
-                send()
-                self._flush()
-                result = await self._reply
-        except TimeoutError as error:
-            raise NoAnswerInTime(f"{self._where}: no answer within {ANSWER_SECONDS:g} s") from error
+            self._reply = self._loop.create_future()
+            send()
+            self._flush()
+            result = await self._reply
         finally:
+            overdue.cancel()
             self._reply = None
         if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:
             raise pg.error_from_result(result)
         return result
+
+    def _give_up(self) -> None:
+        # It may be us who stood still: after that the loop looks at the clock before it looks for an answer.
+        self._on_readable()
+        self._fail(NoAnswerInTime(f"{self._where}: no answer within {ANSWER_SECONDS:g} s"))
 
     def _flush(self) -> None:
         """Send what the socket takes, and the rest when it takes more."""
@@ -194,7 +198,7 @@ class Session:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
 
-    def _fail(self, error: psycopg.OperationalError) -> None:
+    def _fail(self, error: psycopg.OperationalError | NoAnswerInTime) -> None:
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(error)
 

@@ -186,6 +186,22 @@ def test_a_server_that_says_nothing_is_given_up(api: Daemons, view_url: str) -> 
                 os.kill(pid, signal.SIGCONT)
 
 
+def test_an_answer_that_came_while_we_stood_still_counts(api: Daemons, view_url: str) -> None:
+    """As a machine does that is short of CPU, or wakes up: the store was there all the time."""
+    daemon = api("api", "run")
+    with ready_client(daemon) as client, ThreadPoolExecutor(1) as asking:
+        with locked_table(view_url) as lock:
+            request = asking.submit(client.get, "/users/1")
+            wait_for_blocked(lock, 1)
+            daemon.signal(signal.SIGSTOP)
+            stopped = time.monotonic()
+            lock.rollback()
+        wait_until(lambda: time.monotonic() - stopped > ANSWER_SECONDS, what="the answer to be overdue")
+        daemon.signal(signal.SIGCONT)
+        assert request.result().status_code == 200
+    assert daemon.logged("store_connection_lost") == []
+
+
 @contextmanager
 def silent_after_login(server_url: str) -> Iterator[str]:
     """Lead to a server by a link that breaks, without a word, before the client's first statement."""
