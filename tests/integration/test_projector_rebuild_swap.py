@@ -215,6 +215,8 @@ def test_readers_see_no_error_and_no_older_row_while_run_keeps_both(
         assert list(values) == sorted(values), "it went back"
     assert run.is_running()
     assert run.logged("retrying") == []
+    # Its look-ups are prepared once more, on the connection that they have.
+    assert api.logged("store_connection_lost") == []
     kept = [line["versions"] for line in run.logged("keeping")]
     assert ["user_information 1 previous", "user_information 2 active"] in kept
     assert kept[-1] == ["user_information 2 active"]
