@@ -1,6 +1,7 @@
 """One connection to Postgres that looks keys of views up."""
 
 import asyncio
+import select
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -158,8 +159,12 @@ class Session:
         return result
 
     def _give_up(self) -> None:
-        # It may be us who stood still: after that the loop looks at the clock before it looks for an answer.
-        self._on_readable()
+        # It may be us who stood still: after that the loop looks at the clock before it looks for an answer, of which
+        # each look takes in a part.
+        unread = select.poll()
+        unread.register(self._socket, select.POLLIN)
+        while self._reply is not None and not self._reply.done() and unread.poll(0):
+            self._on_readable()
         self._fail(NoAnswerInTime(f"{self._where}: no answer within {ANSWER_SECONDS:g} s"))
 
     def _flush(self) -> None:

@@ -188,6 +188,9 @@ def test_a_server_that_says_nothing_is_given_up(api: Daemons, view_url: str) -> 
 
 def test_an_answer_that_came_while_we_stood_still_counts(api: Daemons, view_url: str) -> None:
     """As a machine does that is short of CPU, or wakes up: the store was there all the time."""
+    with psycopg.connect(view_url, autocommit=True) as session:
+        # More than is read of an answer at once.
+        session.execute(f"UPDATE {TABLE} SET description = repeat('x', 300000)".encode())
     daemon = api("api", "run")
     with ready_client(daemon) as client, ThreadPoolExecutor(1) as asking:
         with locked_table(view_url) as lock:
