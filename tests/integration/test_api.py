@@ -159,6 +159,42 @@ def test_an_as_of_that_is_no_time_is_400(client: httpx.Client, least: str) -> No
     assert "write it as 2026-01-31T12:00:00.123456Z" in reply.json()["detail"]
 
 
+# Holds back what is read of a user, a snapshot being taken, while somebody has the lock.
+HOLD = """
+CREATE FUNCTION held(user_id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(user_id);
+    RETURN true;
+END $$
+"""
+HELD_BACK = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+
+def test_a_reply_claims_no_more_than_its_row_shows(client: httpx.Client, view_url: str) -> None:
+    """What is committed after the row was looked at is not in it, and the as-of is of before (S1)."""
+    with psycopg.connect(view_url, autocommit=True) as session, ThreadPoolExecutor(1) as asking:
+        (definition,) = session.execute("SELECT pg_get_viewdef('public.user_information'::regclass)").fetchone() or ()
+        session.execute(HOLD)
+        body = f"SELECT * FROM ({definition.rstrip(';')}) v WHERE held(user_id)"
+        session.execute(f"CREATE OR REPLACE VIEW public.user_information AS {body}".encode())
+        # It is held back for a second at most, since then the look-up's time is over: more than it takes, as a rule.
+        for likes in range(1, 10):
+            execute(view_url, f"UPDATE {TABLE} SET like_count = %s", likes - 1)
+            execute(view_url, "UPDATE projector.as_of SET as_of = %s", AS_OF)
+            session.execute("SELECT pg_advisory_lock(12542832)")
+            asked = asking.submit(client.get, "/users/12542832")
+            wait_until(lambda: session.execute(HELD_BACK).fetchone() == (1,), what="the reading to be held back")
+            with session.transaction():
+                session.execute(f"UPDATE {TABLE} SET like_count = %s".encode(), [likes])
+                session.execute("UPDATE projector.as_of SET as_of = as_of + interval '1 second'")
+            session.execute("SELECT pg_advisory_unlock(12542832)")
+            reply = asked.result()
+            if reply.status_code == 200:
+                assert (reply.json()["likeCount"], reply.headers["viewkeeper-as-of"]) == (likes - 1, AS_OF)
+                return
+    pytest.fail("no reading could be held back for as long as two updates take")
+
+
 def test_before_the_first_watermark_nothing_is_said_of_it(client: httpx.Client, view_url: str) -> None:
     execute(view_url, "UPDATE projector.as_of SET as_of = NULL")
 
