@@ -54,6 +54,8 @@ SESSION_SETTINGS = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "lock_timeout": "5s",
+    # What readers see must outlive a crash: with a commit that was not on disk the as-of would go back, and rows too.
+    "synchronous_commit": "on",
 }
 
 

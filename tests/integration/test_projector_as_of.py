@@ -1,21 +1,27 @@
 """As-of: never ahead of the rows, and as new as they allow (C15, S1)."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
 
+from compose.local.postgres import postgres as run_postgres
 from projector.consumer import Batch
 from projector.kept import apply_batch, start_offsets
 from tests.daemons import ROOT
 from tests.integration.changelog import Changelog, user
-from tests.integration.projector_steps import Steps, as_of, projector_settings, projector_steps
+from tests.integration.projector_steps import Steps, as_of, projector_settings, projector_steps, shown
 
 START = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 
@@ -189,6 +195,29 @@ def test_time_never_goes_back_and_an_uncertain_clock_is_flagged(
         changelog.watermark(at(11))
     steps.catch_up()
     assert as_of(view_url) == (at(11), [])
+
+
+def test_what_readers_have_seen_survives_a_crash_of_the_database(
+    tmp_path: Path, changelog: Changelog, settings_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the database says that a commit may return before it is on disk: time and rows would go back."""
+    with run_postgres(tmp_path) as server:
+        monkeypatch.setenv("VIEWKEEPER_VIEW_URL", server.url())
+        command.upgrade(Config(ROOT / "alembic.ini", ini_section="view"), "head")
+        with psycopg.connect(server.url(), autocommit=True) as session:
+            session.execute("ALTER SYSTEM SET synchronous_commit = off")
+            session.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+    with run_postgres(tmp_path) as server:
+        url = server.url()
+        with projector_steps(projector_settings({**settings_env, "VIEWKEEPER_VIEW_URL": url})) as steps:
+            with changelog.transaction():
+                changelog.put("users", user(1))
+                changelog.watermark(at(1))
+            steps.catch_up()
+            assert (as_of(url)[0], list(shown(url))) == (at(1), [1])
+            os.kill(server.pid, signal.SIGKILL)
+    with run_postgres(tmp_path) as server:
+        assert (as_of(server.url())[0], list(shown(server.url()))) == (at(1), [1])
 
 
 def test_reader_never_sees_a_time_ahead_of_the_row(steps: Steps, changelog: Changelog, view_url: str) -> None:
