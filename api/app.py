@@ -49,6 +49,8 @@ REVALIDATED = {"Cache-Control": "no-cache", "Vary": f"Accept, {MIN_AS_OF_HEADER}
 """A cache may keep a reply and has to ask whether it is still right, which an ETag makes cheap."""
 LOOK_AGAIN_SECONDS = 0.02
 """So often a row is read again that does not reflect what its reader asks for: two polls of the capture."""
+LOOK_AGAIN_SHARE = 0.1
+"""Who has waited for long looks more seldom, by this share of it: the time that is asked for may be far off."""
 OWN_PATHS = ("/live", "/live/figures", "/livez", "/readyz", "/metrics", "/openapi.json")
 """Where the API itself answers."""
 
@@ -165,12 +167,14 @@ class ResourceRoute(BaseRoute):
     async def _reading(self, key: Key, least: str | None) -> Reading:
         """Read a key; while it does not reflect `least`, again, until that is too late to wait for."""
         loop = get_running_loop()
-        until = loop.time() + self._wait_seconds
+        began = loop.time()
         while True:
             reading = await self._store.read(self._view.name, key)
-            if least is None or reading.reflects(least) or loop.time() >= until:
+            waited = loop.time() - began
+            if least is None or reading.reflects(least) or waited >= self._wait_seconds:
                 return reading
-            await sleep(LOOK_AGAIN_SECONDS)
+            pause = max(LOOK_AGAIN_SECONDS, waited * LOOK_AGAIN_SHARE)
+            await sleep(min(pause, self._wait_seconds - waited))
 
     def _missing(self, key: Key) -> str:
         for (parameter, column_type), value in zip(self._key, key, strict=True):

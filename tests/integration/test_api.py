@@ -149,6 +149,13 @@ def test_an_as_of_that_does_not_come_in_time_is_503(api: Daemons, view_url: str)
     assert "does not reflect 2026-11-22T19:40:43.399032Z yet" in late.json()["detail"]
 
 
+def test_who_waits_for_long_looks_more_and_more_seldom(api: Daemons) -> None:
+    """Many who ask for a time that is far off must not cost the others their replies."""
+    with client_of(api("api", "run", settings={"VIEWKEEPER_API_MIN_AS_OF_SECONDS": "2"})) as client:
+        assert client.get("/users/5", headers={"Viewkeeper-Min-As-Of": "9000-01-01T00:00:00Z"}).status_code == 503
+        assert looked_up(client) < 45
+
+
 @pytest.mark.parametrize(
     "least", ["now", "2026-11-22T19:40:43", "2026-13-01T00:00:00Z", "0001-01-01T00:00:00+01:00", ""]
 )
