@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -25,9 +27,15 @@ WHERE n.nspname IN ('cdc', 'projector', 'public') AND c.relname !~ '^alembic_ver
 
 @pytest.fixture
 def empty_url(postgres: PostgresServer) -> Iterator[str]:
+    with _empty_database(postgres, "CREATE DATABASE {}") as url:
+        yield url
+
+
+@contextmanager
+def _empty_database(postgres: PostgresServer, create: LiteralString) -> Iterator[str]:
     name = f"empty_{uuid4().hex[:12]}"
     with psycopg.connect(postgres.url(), autocommit=True) as session:
-        session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        session.execute(sql.SQL(create).format(sql.Identifier(name)))
         yield postgres.url(name)
         session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -89,6 +97,17 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
     assert unreachable.returncode == 2
     assert unreachable.stderr.startswith("error: Postgres 127.0.0.1:1/app: cannot connect")
     assert len(unreachable.stderr.splitlines()) == 1
+
+
+@pytest.mark.newest_postgres
+def test_a_view_database_that_has_not_all_characters_is_refused(postgres: PostgresServer) -> None:
+    create = "CREATE DATABASE {} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    with _empty_database(postgres, create) as url:
+        assert alembic("-n", "source", "upgrade", "head", VIEWKEEPER_SOURCE_URL=url).returncode == 0
+        refused = alembic("-n", "view", "upgrade", "head", VIEWKEEPER_VIEW_URL=url)
+    assert refused.returncode == 2
+    assert "its encoding is LATIN1" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 @pytest.mark.newest_postgres

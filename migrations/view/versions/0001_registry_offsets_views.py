@@ -5,6 +5,8 @@ from psycopg import Connection
 
 from projector.loading import load_views
 from projector.versions import first_version, take_down
+from runtime.errors import ConfigurationError
+from runtime.postgres import describe
 from runtime.settings import ViewSettings, read_settings
 
 revision = "0001"
@@ -127,7 +129,11 @@ FIXED = (
 
 
 def upgrade() -> None:
-    """Make the fixed tables, then version 1 of each view in VIEWKEEPER_VIEWS."""
+    """Make the fixed tables, then version 1 of each view in VIEWKEEPER_VIEWS.
+
+    Raises ConfigurationError in a database that has not all characters: rows could not be written, nor keys looked up.
+    """
+    _demand_utf8()
     for statement in FIXED:
         op.execute(statement)
     for view in load_views(read_settings(ViewSettings).views):
@@ -140,6 +146,15 @@ def downgrade() -> None:
     take_down(_session())
     for table in ("dead_letter", "database_id", "as_of", "partition_offset", "view_version"):
         op.execute(f"DROP TABLE projector.{table}")
+
+
+def _demand_utf8() -> None:
+    encoding = _session().info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"{describe(read_settings(ViewSettings).view_url)}: its encoding is {encoding}, in which rows of views may "
+            "have no place; make the database anew: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 def _session() -> Connection:
