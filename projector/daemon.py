@@ -47,7 +47,9 @@ SESSION_SETTINGS = {
     "client_encoding": "UTF8",
     # An instance that is paused or cut off within a transaction holds offset rows: its successor gets them soon.
     "idle_in_transaction_session_timeout": "10s",
-    # A large batch takes its time, a standby waits for as long as others have the partitions.
+    # A large batch takes its time, as comparing versions and their indexes do; a standby waits for as long as others
+    # have the partitions.
+    "statement_timeout": "0",
     "transaction_timeout": "0",
     "idle_session_timeout": "0",
     "tcp_keepalives_idle": "10",

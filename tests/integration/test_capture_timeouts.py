@@ -17,7 +17,7 @@ LIMIT = "400ms"
 
 
 def _limit(connection: Connection) -> None:
-    for setting in ("transaction_timeout", "idle_session_timeout"):
+    for setting in ("transaction_timeout", "idle_session_timeout", "statement_timeout"):
         connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting} = '{LIMIT}'".encode())
 
 
