@@ -30,7 +30,7 @@ from projector.registry import (
     set_state,
     versions_of,
 )
-from projector.stable_name import show
+from projector.stable_name import demand_free_name, show
 from projector.swapping import Apart, swap
 from projector.tables import create_indexes
 from projector.versions import drop_version, make_version
@@ -160,6 +160,8 @@ class Versions:
     def show_first(self, version: ViewVersion) -> None:
         """Show the first version that a view has."""
         with self._connection.transaction():
+            # As when it was begun: somebody may have taken the name meanwhile.
+            demand_free_name(self._connection, version.view)
             show(self._connection, version)
             set_state(self._connection, version, State.ACTIVE)
 

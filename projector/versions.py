@@ -23,15 +23,21 @@ def make_version(connection: Connection, view: View, existing: list[Registered])
     anything is changed, when something depends on the stable name that would be in the way of a swap, or has that name.
     """
     made = ViewVersion(view, max((one.kept.version for one in existing), default=0) + 1)
-    if all(one.state is not State.ACTIVE for one in existing):
+    active = next((one.kept for one in existing if one.state is State.ACTIVE), None)
+    if active is None:
         demand_free_name(connection, view)
+    elif active.view.schema != view.schema:
+        raise Refused(
+            f"readers find view {view.name!r} in schema {active.view.schema!r}, and it is declared in {view.schema!r} "
+            "now: a rebuild leads them to other rows, and moves no name. Restore the schema, or declare a view of "
+            "another name in the new one, and drop this one when nobody reads it any more. Nothing was changed"
+        )
     with connection.transaction():
         create_tables(connection, view, made.version)
         register(connection, made)
         check_dependents(connection, made)
-        for one in existing:
-            if one.state is State.ACTIVE:
-                _carry_rights(connection, one.kept, made)
+        if active is not None:
+            _carry_rights(connection, active, made)
     return made
 
 

@@ -262,6 +262,29 @@ def test_a_value_that_is_too_long_for_a_declared_index_is_named_or_left_out(
     assert rows(view_url, "SELECT version, reason LIKE 'index row %%' FROM projector.dead_letter") == [(2, True)]
 
 
+def test_a_view_moves_to_no_other_schema(view_url: str, settings_env: dict[str, str]) -> None:
+    moved = replace(user_information, schema="shop")
+    with (
+        versions_of(settings_env) as versions,
+        pytest.raises(Refused, match="in schema 'public', and it is declared in 'shop' now"),
+    ):
+        versions.begin(moved)
+    assert states(view_url) == {1: "active"}
+
+
+def test_a_name_that_was_taken_while_the_first_version_was_built_stays_its_owners(
+    view_url: str, settings_env: dict[str, str]
+) -> None:
+    with versions_of(settings_env, name="another") as versions:
+        begun = versions.begin(replace(user_information, name="another"))
+        execute(view_url, "CREATE VIEW another AS SELECT user_id FROM user_information")
+        with pytest.raises(Refused, match="is there already"):
+            versions.show_first(begun.kept)
+    assert rows(view_url, "SELECT column_name FROM information_schema.columns WHERE table_name = 'another'") == [
+        ("user_id",)
+    ]
+
+
 def test_one_command_at_a_time(view_url: str, settings_env: dict[str, str]) -> None:
     with (
         versions_of(settings_env),
