@@ -11,11 +11,19 @@ class DefinitionError(ConfigurationError):
     """A view's definition is wrong; the message names the view and what is wrong with it."""
 
 
-class BadRecord(ProjectorError):  # noqa: N818 - the record is what is bad
+class NotApplicable(ProjectorError):  # noqa: N818 - the state, as the log reads it
+    """Records that a version of a view may not be left without cannot be applied to it; `version` is its number."""
+
+    def __init__(self, message: str, *, version: int) -> None:
+        super().__init__(message)
+        self.version = version
+
+
+class BadRecord(NotApplicable):
     """A record that cannot be applied; the message names topic, partition, offset and key."""
 
 
-class TooManyDeadLetters(ProjectorError):  # noqa: N818 - the state, as the log reads it
+class TooManyDeadLetters(NotApplicable):
     """So many records cannot be applied that something else than a few of them is wrong."""
 
 

@@ -14,7 +14,7 @@ from projector.dead_letters import DeadLetters
 from projector.decoding import NO_KEY, Decoder, reason_of
 from projector.errors import BadRecord, TooManyDeadLetters
 from projector.metrics import DEAD_LETTERS
-from projector.registry import ViewVersion
+from projector.registry import ViewVersion, rebuild_command
 from projector.tables_as_made import demand_as_made
 from projector.writer import Writer
 from runtime.settings import ProjectorSettings, variable
@@ -71,9 +71,8 @@ class LenientWriter:
     def demand_few(self, refused: Sequence[Refused]) -> None:
         """Raise BadRecord for the first where no letters are allowed, TooManyDeadLetters where these are too many."""
         if refused and not self._limit:
-            raise bad_record(
-                min(refused, key=lambda one: (one.record.topic(), one.record.partition(), one.record.offset()))
-            )
+            first = min(refused, key=lambda one: (one.record.topic(), one.record.partition(), one.record.offset()))
+            raise bad_record(first, self._version)
         self._demand_room(len(refused), refused)
 
     def _refused(self, cursor: Cursor, records: Sequence[Record]) -> list[Refused]:
@@ -116,7 +115,8 @@ class LenientWriter:
             raise TooManyDeadLetters(
                 f"view {self._version.view.name!r} would have {letters} dead letters or more, and "
                 f"{variable('projector_dead_letter_limit')} is {self._limit}: that many are no strays; nothing of this "
-                f"batch was applied. One of them: {_words(refused[0])}"
+                f"batch was applied. One of them: {_words(refused[0])}. {_altered_advice(self._version)}",
+                version=self._version.version,
             )
 
 
@@ -128,12 +128,23 @@ def note_letters(view: str, refused: Sequence[Refused]) -> None:
         log.warning("dead_letters", view=view, records=len(refused), first=_words(refused[0]), advice=advice)
 
 
-def bad_record(refused: Refused) -> BadRecord:
-    """Return the error of a record that stops the projector."""
+def bad_record(refused: Refused, version: ViewVersion) -> BadRecord:
+    """Return the error of a record that stops the projector, since it cannot be applied to this version of a view."""
     return BadRecord(
-        f"{_words(refused)}; nothing after it was applied. Is the view's definition right, "
-        "and does only the capture write to this topic, with the same VIEWKEEPER_ENCODING? "
-        f"{variable('projector_on_bad_record')}=dead_letter leaves such records out, and keeps them"
+        f"{_words(refused)}; nothing after it was applied to version {version.version} of view "
+        f"{version.view.name!r}. Is its definition right, and does only the capture write to this topic, with the same "
+        f"VIEWKEEPER_ENCODING? {_altered_advice(version)} {variable('projector_on_bad_record')}=dead_letter leaves "
+        "such records out, and keeps them until newer ones of their keys come",
+        version=version.version,
+    )
+
+
+def _altered_advice(version: ViewVersion) -> str:
+    name = version.view.name
+    return (
+        f"If its table was altered: {rebuild_command(name)} goes on with the view as it is declared for the new table, "
+        f"and viewkeeper-projector drop {name} removes a version that readers do not see (docs/views.md, Where a table "
+        "is altered)."
     )
 
 

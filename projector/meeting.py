@@ -22,11 +22,12 @@ WHERE view = %s AND version = ANY (%s)
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pair:
     """The version that readers see, and the one that is to take its place.
 
-    `stuck` says why the old one cannot be kept any more, where it cannot: then nobody can compare them at one point.
+    `stuck` says why the old one cannot be kept any more, where it cannot, which may be found out only when it is tried:
+    then nobody can compare them at one point.
     """
 
     old: ViewVersion

@@ -16,7 +16,7 @@ from projector.changelog import is_captured
 from projector.comparing import Comparison, compare
 from projector.daemon import SESSION_SETTINGS
 from projector.definition import View
-from projector.errors import Refused
+from projector.errors import NotApplicable, Refused
 from projector.filling import Filling, Progress, filling_group, open_filling, why_stuck
 from projector.lenient import leniency
 from projector.locks import changing_versions, keepers
@@ -125,10 +125,17 @@ class Versions:
     def meet(self, pair: Pair) -> Iterator[Waiting]:
         """Wait until both versions stand at one point; without a `run` that keeps them this process does.
 
-        An old version that cannot be kept any more is left where it is.
+        An old version that cannot be kept any more is left where it is, `stuck`; so is one that a record cannot be
+        applied to, for instance since its table has lost a column.
         """
         while not self._is_kept(pair):
-            yield from self._bring_together(pair)
+            try:
+                yield from self._bring_together(pair)
+            except NotApplicable as error:
+                if pair.stuck or error.version != pair.old.version:
+                    raise
+                pair.stuck = str(error)
+                continue
             if not self._still_apart(pair):
                 return
         while reason := self._still_apart(pair):

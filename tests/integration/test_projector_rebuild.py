@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from projector.errors import Refused
+from projector.errors import BadRecord, Refused
 from projector.rebuild import Versions
 from projector.registry import State
 from runtime.stop import Stop
@@ -240,6 +240,71 @@ def test_lost_history_is_left_behind_by_a_rebuild(
         assert versions.swap(pair) is not None
     assert states(view_url) == {2: "active"}
     assert counts(shown(view_url)[1]) == (3, 0, 0, 4)
+
+
+def _lose_location(changelog: Changelog) -> None:
+    """Publish a user as of a table that has no such column any more."""
+    with changelog.transaction():
+        changelog.put("users", {name: value for name, value in user(1, "bob").items() if name != "location"})
+        changelog.watermark()
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["built after it", "ready before it"])
+def test_a_version_that_reads_a_column_that_is_gone_is_left_behind(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str], *, ready: bool
+) -> None:
+    some_users(changelog, tweets=4)
+    steps.catch_up()
+    with versions_of(settings_env) as versions:
+        if ready:
+            met(versions, filled(versions, changed))
+        _lose_location(changelog)
+        with pytest.raises(BadRecord, match=rf"`location`; .* version 1 of view '{VIEW}'.* rebuild {VIEW} goes on"):
+            steps.catch_up()
+        pair = met(versions, versions.begin(changed).kept if ready else filled(versions, changed))
+        comparison = versions.compare(pair)
+        assert comparison is not None
+        assert "missing required field `location`" in (comparison.not_compared or "it was compared")
+        assert versions.swap(pair) is not None
+    assert states(view_url) == {2: "active"}
+    assert shown(view_url)[1]["username"] == "bob"
+
+
+def test_records_of_before_a_column_came_are_left_out_until_newer_ones_come(
+    changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    some_users(changelog, tweets=0)
+    with changelog.transaction():
+        for number in range(60):
+            changelog.put("tweets", {"tweet_id": number, "user_id": 1})
+    with changelog.transaction():
+        for number in range(60):
+            changelog.tweet(number, 1)
+        changelog.watermark()
+    with (
+        versions_of({**settings_env, **SMALL}) as versions,
+        pytest.raises(BadRecord, match=r"`text`; .* version 2 .*ON_BAD_RECORD=dead_letter .* until newer ones"),
+    ):
+        filled(versions, added)
+    with versions_of({**settings_env, **SMALL, **LENIENT}) as versions:
+        swapped(versions, filled(versions, added))
+    assert rows(view_url, "SELECT texts FROM user_information WHERE user_id = 1") == [(60,)]
+    assert rows(view_url, "SELECT flags FROM viewkeeper_as_of WHERE view = %s", VIEW) == [([],)]
+
+
+def test_nobody_is_led_to_a_version_that_reads_a_column_that_is_gone(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    some_users(changelog, tweets=4)
+    steps.catch_up()
+    with versions_of(settings_env) as versions:
+        swapped(versions, filled(versions, changed))
+        _lose_location(changelog)
+        previous = versions.find(State.PREVIOUS)
+        assert previous is not None
+        with pytest.raises(BadRecord, match=rf"`location`; .* version 1 .*viewkeeper-projector drop {VIEW} removes"):
+            met(versions, previous)
+    assert states(view_url) == {1: "previous", 2: "active"}
 
 
 def test_a_value_that_is_too_long_for_a_declared_index_is_named_or_left_out(

@@ -11,6 +11,7 @@ from projector.changes import Changes
 from projector.decoding import Decoder
 from projector.definition import Column, ColumnType, Count, Resource, Row, View
 from projector.lenient import bad_record
+from projector.registry import ViewVersion
 from views.user_information import user_information
 
 USERS, THINGS = TableName("public", "users"), TableName("public", "things")
@@ -166,7 +167,7 @@ def test_what_breaks_the_definition_is_refused_by_name(
     assert not changes
     (refused,) = changes.refused
     assert (refused.record.key(), reason in refused.reason) == (key, True), refused.reason
-    assert f"topic p.public.{table} partition 2 offset 41 key {key!r}" in str(bad_record(refused))
+    assert f"topic p.public.{table} partition 2 offset 41 key {key!r}" in str(bad_record(refused, ViewVersion(view, 1)))
 
 
 def test_what_can_be_read_is_read_beside_what_cannot() -> None:
