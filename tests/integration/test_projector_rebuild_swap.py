@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from tests.daemons import ROOT, Daemon, Daemons, standard_output
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps, as_of, counts, shown
 from tests.integration.rebuild_steps import (
+    VIEW,
     added,
     analyst,
     changed,
@@ -44,6 +45,15 @@ WHERE table_name = %s AND grantee = %s ORDER BY 1
 COLUMN_GRANTS = """
 SELECT column_name FROM information_schema.column_privileges
 WHERE table_name = 'user_information' AND grantee = %s AND privilege_type = 'UPDATE'
+"""
+FILLED = """
+SELECT sum(next_offset) FROM projector.partition_offset WHERE version = 2
+"""
+# Between two tries it pauses.
+TRIES = """
+SELECT FROM pg_stat_activity
+WHERE application_name = 'viewkeeper-rebuild' AND datname = current_database()
+AND (wait_event_type = 'Lock' OR query = 'ROLLBACK')
 """
 ABOUT = """
 SELECT obj_description(oid), col_description(oid, 2), relowner::regrole::text, reloptions
@@ -222,6 +232,63 @@ def test_readers_see_no_error_and_no_older_row_while_run_keeps_both(
     assert kept[-1] == ["user_information 2 active"]
 
 
+def test_killed_at_each_step_under_load_it_goes_on_and_readers_see_nothing_of_it(
+    daemon: Daemons, changelog: Changelog, view_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "changed.py").write_text("from tests.integration.rebuild_steps import changed\n")
+    settings = {"VIEWKEEPER_VIEWS": str(tmp_path / "changed.py"), "VIEWKEEPER_PROJECTOR_BATCH_RECORDS": "100"}
+    rebuild = ("rebuild", "--when", "ready")
+
+    def start(*command: str) -> Daemon:
+        return daemon("projector", *command, VIEW, settings=settings)
+
+    def kill(moment: Callable[[], object], *command: str) -> None:
+        running = start(*command)
+        wait_until(lambda: moment() or not running.is_running(), what=f"the moment to kill {command}")
+        assert running.is_running(), running.log_text()
+        running.kill()
+
+    @contextmanager
+    def in_use(relation: str) -> Iterator[Callable[[], object]]:
+        """Keep a relation locked as a long query does; give whether a command tries to get past it."""
+        with psycopg.connect(view_url) as query:
+            query.execute(f"SELECT FROM {relation}".encode())
+            yield lambda: rows(view_url, TRIES)
+
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        for number in range(3_000):
+            changelog.tweet(number, 1)
+            changelog.like(number, 1)
+        changelog.watermark()
+    run = daemon("projector", "run")
+    wait_until(lambda: 1 in shown(view_url) and as_of(view_url)[0], what="the first row and a first as-of")
+    with changing(changelog) as numbers, readers(view_url) as seen:
+        kill(lambda: states(view_url) == {1: "active", 2: "building"}, *rebuild)
+        before = rows(view_url, FILLED)
+        kill(lambda: rows(view_url, FILLED) != before, *rebuild)
+        with in_use(VIEW) as tries:
+            kill(lambda: states(view_url) == {1: "active", 2: "ready"}, *rebuild)
+            kill(tries, *rebuild)
+        assert states(view_url) == {1: "active", 2: "ready"}
+        assert start(*rebuild).wait(30) == 0
+        with in_use(VIEW) as tries:
+            kill(tries, "rollback")
+        assert states(view_url) == {1: "previous", 2: "active"}
+        assert start("rollback").wait(30) == 0
+        with in_use("projector.user_information_v2") as tries:
+            kill(tries, "drop")
+        assert states(view_url) == {1: "active", 2: "previous"}
+        assert start("drop").wait(30) == 0
+    assert states(view_url) == {1: "active"}
+    there = 3_000 + len(numbers)
+    wait_until(lambda: counts(shown(view_url)[1]) == (there, 0, 0, there), what=f"{there} tweets and likes")
+    for values in zip(*(row for _, row in seen), strict=True):
+        assert list(values) == sorted(values), "it went back"
+    assert run.is_running()
+    assert run.logged("retrying") == []
+
+
 def test_topics_go_and_come_with_versions_while_run_keeps_on(
     daemon: Daemons, changelog: Changelog, view_url: str, settings_env: dict[str, str]
 ) -> None:
@@ -248,23 +315,24 @@ def test_topics_go_and_come_with_versions_while_run_keeps_on(
 
 
 @contextmanager
-def changing(changelog: Changelog) -> Iterator[None]:
-    """Have changes and watermarks arrive all the time, from a thread."""
+def changing(changelog: Changelog) -> Iterator[list[int]]:
+    """Have a tweet, a like and a watermark arrive all the time, from a thread; give the numbers of the tweets."""
+    numbers: list[int] = []
     stop = threading.Event()
 
     def change() -> None:
-        number = 10_000
         while not stop.wait(0.02):
+            number = 10_000 + len(numbers)
             with changelog.transaction():
                 changelog.tweet(number, 1)
                 changelog.like(number, 1)
                 changelog.watermark()
-            number += 1
+            numbers.append(number)
 
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        yield
+        yield numbers
     finally:
         stop.set()
         thread.join()
