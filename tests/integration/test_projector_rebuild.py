@@ -54,8 +54,10 @@ def test_killed_after_each_step_it_goes_on_and_rolls_back_up_to_date(
     with versions_of({**settings_env, **SMALL}) as versions:
         assert versions.begin(changed) == begun
         filling = versions.fill(begun.kept)
-        while next(filling).records < 20:
+        while (step := next(filling)).records < 20:
             pass
+        assert step.lag_records > 0
+        assert step.seconds_left, "it has a rate, and something left"
         filling.close()
     # The old version is kept meanwhile, from the same topics.
     with changelog.transaction():

@@ -39,6 +39,7 @@ def test_no_leaves_the_version_beside_and_yes_swaps(
         "version 2 is ready",
     ):
         assert words in no.stdout
+    assert "filling version 2: " in no.stderr
     assert "no viewkeeper-projector run keeps this view" in no.stderr
     assert "viewkeeper-projector drop user_information --version 2" in no.stderr
     assert states(view_url) == {1: "active", 2: "ready"}
