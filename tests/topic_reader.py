@@ -1,6 +1,7 @@
 """Changelog topics as their readers see them: read committed, from the beginning, the last value a key."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +33,8 @@ class Changelog:
         return {key.decode(): json.loads(value) for key, value in self.values.items()}
 
 
-def read_changelog(bootstrap_servers: str, topic: str) -> Changelog:
-    """Read a topic up to the read-committed end that it has now.
+def read_changelog(bootstrap_servers: str, topic: str, *, before: Sequence[int] | None = None) -> Changelog:
+    """Read a topic up to the read-committed end that it has now, or of each partition what is `before` an offset.
 
     `next_offsets` holds each partition's last data offset plus one. A topic that is written all the time has no
     moment at which its end is announced, so its end is asked for first.
@@ -52,10 +53,10 @@ def read_changelog(bootstrap_servers: str, topic: str) -> Changelog:
             error, number, offset = message.error(), message.partition(), message.offset()
             assert number is not None
             assert offset is not None
-            if error is None:
-                _take(found, message)
-            else:
+            if error is not None:
                 assert error.code() == KafkaError._PARTITION_EOF, error
+            elif before is None or offset < before[number]:
+                _take(found, message)
             if error is not None or offset + 1 >= ends[number]:
                 unread.discard(number)
     finally:

@@ -89,6 +89,38 @@ def test_its_watermark_is_the_as_of_of_the_view(captured: ViewTopic, steps: Step
     assert entry.watermark.uncertain, "as the view's as-of is"
 
 
+# Holds back what the capture reads the as-of by, and gives the newest that its transaction may see, while somebody has
+# the lock. It asks again and again, since waiting for a lock is cut off.
+HOLD = """
+CREATE OR REPLACE FUNCTION cdc.projected_as_of() RETURNS TABLE (relation oid, as_of timestamptz, is_uncertain boolean)
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    RETURN QUERY SELECT v.relation::oid, v.as_of, false FROM projector.stable_view v;
+END $$
+"""
+HELD = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+
+def test_its_watermark_is_the_as_of_of_the_snapshot_that_its_rows_are_read_in(
+    captured: ViewTopic, steps: Steps, changelog: Changelog
+) -> None:
+    execute(captured.url, HOLD)
+    with psycopg.connect(captured.url, autocommit=True) as session:
+        session.execute("SELECT pg_advisory_lock(1)")
+        wait_until(lambda: rows(captured.url, HELD), what="a round to be held back that has read its rows")
+        with changelog.transaction():
+            changelog.tweet(4, 2)
+            changelog.watermark()
+        steps.catch_up()
+    until = as_of(captured.url)[0]
+    captured.wait_exact()
+    first = next(entry.watermark for entry in captured.entries() if entry.watermark and entry.watermark.time >= until)
+    assert captured.rows(before=first.next_offsets)[2]["tweet_count"] == 2
+
+
 def test_attach_waits_for_a_transaction_that_has_changed_rows_and_told_nobody(
     view_topic: ViewTopic, steps: Steps, changelog: Changelog, daemon: Daemons
 ) -> None:

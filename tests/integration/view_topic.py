@@ -1,11 +1,12 @@
 """The view's own topic, in tests: the view is captured under its stable name, and its rows are compared."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cdc.cursor import TableCursor
+from cdc.cursor import TableCursor, decode_cursor
 from tests.daemons import Daemon, Daemons
 from tests.integration.projector_steps import as_of
 from tests.integration.rebuild_steps import rows
@@ -39,9 +40,16 @@ class ViewTopic:
         entry = self.entry()
         return entry.watermark.time if entry and entry.watermark else None
 
-    def rows(self) -> dict[int, dict[str, Any]]:
-        """Return the topic's rows by user."""
-        found = read_changelog(self.bootstrap_servers, f"{self.prefix}.{NAME}").rows()
+    def entries(self) -> list[TableCursor]:
+        """Return what each cursor of its capture said of the topic, the oldest first."""
+        records = read_changelog(self.bootstrap_servers, f"{self.prefix}.cursor").records
+        values = [value for record in records if record.key() == b"view" and isinstance(value := record.value(), bytes)]
+        cursors = [decode_cursor(value, where="cursor topic") for value in values]
+        return [cursor.tables[NAME] for cursor in cursors if NAME in cursor.tables]
+
+    def rows(self, *, before: Sequence[int] | None = None) -> dict[int, dict[str, Any]]:
+        """Return the topic's rows by user; as they were `before` an offset in each partition, where such are given."""
+        found = read_changelog(self.bootstrap_servers, f"{self.prefix}.{NAME}", before=before).rows()
         return {json.loads(key)["user_id"]: _comparable(row) for key, row in found.items()}
 
     def records(self, user_id: int) -> int:
