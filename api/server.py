@@ -162,7 +162,7 @@ def _streaming(settings: ApiSettings, views: Sequence[View], store: PostgresStor
         heartbeat_seconds=settings.api_heartbeat_seconds,
         stall_seconds=settings.api_stream_stall_seconds,
     )
-    return Streaming(streams, Attachments(settings.view_url))
+    return Streaming(store, streams, Attachments(settings.view_url))
 
 
 def _affordable_connections() -> int:

@@ -80,6 +80,11 @@ class PostgresStore:
         """Return whether the store answers, with a line that says so."""
         return not self._is_away, self._reason
 
+    def demand_reachable(self) -> None:
+        """Raise StoreUnavailable while nobody is to wait for the store."""
+        if self._is_away:
+            raise StoreUnavailable("the store cannot be reached")
+
     async def read(self, view_name: str, key: Key) -> Reading:
         """Read what the store knows of a key, given in its columns' canonical spellings; raises as `ask` does."""
         return await self.ask(view_name, key)
@@ -90,8 +95,7 @@ class PostgresStore:
         Raises StoreUnavailable: at once while the store is away or the queue is full, later when a query takes too
         long, or fails twice.
         """
-        if self._is_away:
-            raise StoreUnavailable("the store cannot be reached")
+        self.demand_reachable()
         if self._waiting_requests >= self._queue_requests:
             raise StoreUnavailable(f"{self._waiting_requests} requests wait for the store already")
         waiting = _Waiting(key, asyncio.get_running_loop().create_future())

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from api.attachments import Attachments
 from api.errors import StoreUnavailable
 from api.negotiation import EVENT_STREAM
+from api.store import PostgresStore
 from api.stream import Stream
 from api.streams import Streams
 from projector.definition import View
@@ -28,14 +29,17 @@ NO_KAFKA = (
 class Streaming:
     """What streams of views need."""
 
+    store: PostgresStore
     streams: Streams
     attachments: Attachments
 
     async def complaint(self, view: View) -> str | None:
         """Return why a view's rows have no streams and what is to be done, None if they have some.
 
-        Raises StoreUnavailable when the database does not say.
+        Raises StoreUnavailable when the database does not say; at once while the store knows that it is away, since a
+        server that says nothing at all is asked for seconds.
         """
+        self.store.demand_reachable()
         try:
             missing = await self.attachments.complaint(view)
         except ViewkeeperError as error:

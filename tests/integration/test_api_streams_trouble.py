@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import psycopg
 import pytest
 from alembic import command
@@ -175,6 +176,20 @@ def test_who_cannot_be_told_of_attachments_is_told_so_in_time(view: StreamedView
         session.execute("LOCK TABLE cdc.captured_table IN ACCESS EXCLUSIVE MODE")
         assert api.client.get("/users/1", headers=ACCEPT).status_code == 503
         assert api.daemon.terminate() == 0
+
+
+def test_while_a_database_says_nothing_at_all_streams_are_refused_at_once(view: StreamedView) -> None:
+    # It is connected to, and nobody answers.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://postgres@127.0.0.1:{silent.getsockname()[1]}/view"
+        daemon = view.daemons("api", "run", settings={"VIEWKEEPER_VIEW_URL": url})
+        port = daemon.wait_logged("api_listening")["port"]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            began = time.monotonic()
+            refused = client.get("/users/1", headers=ACCEPT)
+            assert time.monotonic() - began < PROMPTLY_SECONDS
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        daemon.kill()
 
 
 def test_sigterm_ends_streams_at_once(view: StreamedView) -> None:
