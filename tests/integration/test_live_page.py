@@ -193,11 +193,15 @@ def test_a_user_and_the_figures_move_while_the_source_changes(
 def test_a_row_is_followed_as_a_live_stream_where_the_view_is_a_topic(
     browser: Browser, pipeline: dict[str, Daemon], source: Source, view_topic: ViewTopic, daemon: Daemons
 ) -> None:
-    view_topic.attach(daemon)
-    view_topic.run(daemon)
     with shown(browser, pipeline["api"], "/live#userId=12542832") as live:
-        expect(live.page.locator("#told")).to_contain_text("Followed as a live stream.")
+        expect(live.page.locator("#told")).to_contain_text(
+            "Asked for each second, since there are no streams of user_information: "
+            "public.user_information is attached to no capture"
+        )
         expect(live.value("tweetCount")).to_have_text("0")
+        view_topic.attach(daemon)
+        view_topic.run(daemon)
+        expect(live.page.locator("#told")).to_have_text("Followed as a live stream.")
         source.run("INSERT INTO tweets VALUES (1, 12542832, 'first', now())")
         expect(live.value("tweetCount")).to_have_text("1")
         expect(live.page.locator("#stage-topic")).to_contain_text(re.compile(r"\d+(\.\d)? m?s"))
