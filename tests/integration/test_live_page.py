@@ -216,7 +216,9 @@ def test_what_stands_still_is_named_with_where_to_look(
     with shown(browser, pipeline["api"]) as live:
         expect(live.verdict).to_have_text(WELL)
         pipeline["projector"].signal(signal.SIGSTOP)
-        source.run(insert_tweets(1, 50))
+        source.run(insert_tweets(1, 1))
+        expect(live.page.locator("#stage-view")).to_contain_text("1 record behind")
+        source.run(insert_tweets(2, 50))
         expect(live.troubles).to_contain_text(
             re.compile(r"The projector is \d+ records behind, and none was applied for .*viewkeeper-projector run up\?")
         )
