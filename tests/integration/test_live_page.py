@@ -18,6 +18,7 @@ from compose.local.postgres import PostgresServer
 from compose.local.process import free_port
 from tests.browser import open_browser
 from tests.daemons import Daemon, Daemons
+from tests.event_stream import event_stream
 from tests.integration.captured_source import Source, insert_tweets
 from tests.integration.test_api import TABLE, ZCOX, api, client_of, execute, insert_user
 from tests.integration.view_topic import ViewTopic
@@ -208,6 +209,22 @@ def test_a_row_is_followed_as_a_live_stream_where_the_view_is_a_topic(
         source.run("DELETE FROM users WHERE user_id = 12542832")
         expect(live.page.locator("#seen li").first).to_contain_text("the row there → gone")
         live.assert_quiet()
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_row_is_shown_where_no_more_streams_may_be_open_and_followed_once_one_may(
+    browser: Browser, view_topic: ViewTopic, daemon: Daemons
+) -> None:
+    view_topic.attach(daemon)
+    crowded = daemon("api", "run", settings={"VIEWKEEPER_API_STREAMS": "1"})
+    with client_of(crowded), event_stream(crowded.health_port, "/users/1") as other:
+        assert other.next_of("gone").id == "gone"
+        with shown(browser, crowded, "/live#userId=12542832") as live:
+            expect(live.value("tweetCount")).to_have_text("0")
+            told = live.page.locator("#told")
+            expect(told).to_have_text("Asked for each second, since 1 streams are open already.")
+            other.close()
+            expect(told).to_have_text("Followed as a live stream.")
 
 
 def test_what_stands_still_is_named_with_where_to_look(
