@@ -12,7 +12,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from compose.demo.population import PROBE_ID
 from tests.daemons import ROOT
+from tests.event_stream import event_stream
 from tests.waiting import wait_until
 
 MARK = "VIEWKEEPER_LOCAL_DEMO_TEST"
@@ -49,7 +51,9 @@ class Demo:
 
     def wait_for_output(self, text: str) -> None:
         """Wait until it has written `text`, or has ended."""
-        wait_until(lambda: text in self.output or self.process.poll() is not None, timeout_seconds=60, what=text)
+        wait_until(
+            lambda: text in self.output or self.process.poll() is not None, timeout_seconds=END_SECONDS, what=text
+        )
         assert text in self.output, self.output
 
     def wait_for_its_end(self) -> int:
@@ -71,14 +75,18 @@ class Demo:
 
 def test_a_demo_ends_by_itself_with_an_audit_and_leaves_nothing(tmp_path: Path) -> None:
     demo = Demo(tmp_path, "--seconds", "5", "--scale", "0.02")
+    demo.wait_for_output("watch it: ")
+    page = re.search(r"^watch it: http://127\.0\.0\.1:(\d+)/live#userId=12542832$", demo.output, re.MULTILINE)
+    assert page, demo.output
+    # The demo's own user, who changes all the time; of none would be heard by heartbeats before the end.
+    with event_stream(int(page[1]), f"/users/{PROBE_ID}") as stream:
+        stream.next_of("row", "gone")
+        stream.next_of("row")
     assert demo.wait_for_its_end() == 0, demo.output
     audits = re.findall(r"view = SQL over the source, (\d+) rows compared, 0 differ$", demo.output, re.MULTILINE)
     assert int(audits[-1]) >= 100, demo.output
     assert re.search(r"^  workload +[1-9]\d* changes", demo.output, re.MULTILINE), demo.output
     assert re.search(r"^  freshness +p50 \d+", demo.output, re.MULTILINE), demo.output
-    assert re.search(r"^watch it: http://127\.0\.0\.1:\d+/live#userId=12542832$", demo.output, re.MULTILINE), (
-        demo.output
-    )
     assert re.search(r"^curl http://127\.0\.0\.1:\d+/users/12542832$", demo.output, re.MULTILINE), demo.output
     assert demo.left_processes() == []
 
