@@ -211,7 +211,8 @@ def _stream(connection: Connection, query: bytes) -> Iterator[Iterator[tuple[Key
     with connection.cursor(name="audit") as cursor:
         cursor.itersize = FETCH_ROWS
         with _translated(connection):
-            cursor.execute(query)
+            # A view's expressions are written for statements that have parameters.
+            cursor.execute(query, {})
         yield _fetched(cursor)
 
 

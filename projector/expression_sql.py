@@ -1,4 +1,7 @@
-"""An expression as SQL, with the meaning that it has in Python: exact numbers, text by code points."""
+"""An expression as SQL, with the meaning that it has in Python: exact numbers, text by code points.
+
+It is to be executed with parameters, be there none: psycopg then reads a doubled percent sign as one.
+"""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -79,4 +82,4 @@ def _literal(value: Decimal | str | bool, *, type_name: str = 'text COLLATE "C"'
         return sql.SQL("{}::numeric").format(sql.Literal(format(value, "f")))
     if isinstance(value, bool):
         return sql.Composed([sql.SQL("true" if value else "false")])
-    return sql.SQL(f"{{}}::{type_name}").format(sql.Literal(value))
+    return sql.SQL(f"{{}}::{type_name}").format(sql.Literal(value.replace("%", "%%")))

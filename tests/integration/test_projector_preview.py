@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -49,6 +50,18 @@ def test_it_shows_rows_and_the_sql_that_computes_them(shop: dict[str, str]) -> N
     assert "GROUP BY 1" in shown
     assert "customer 2  3" in shown
     assert "has no such row" in standard_output(shop, "projector", "preview", VIEW, "99")
+
+
+def test_a_percent_sign_in_a_constant_is_one(shop: dict[str, str], tmp_path: Path) -> None:
+    declared = (ROOT / "views" / "shop.py").read_text()
+    path = tmp_path / "shop.py"
+    path.write_text(declared.replace("status <> 'paid'", "status IN ('100%', '100%%', '%s')"))
+    with psycopg.connect(shop["VIEWKEEPER_SOURCE_URL"], autocommit=True) as session:
+        session.execute("UPDATE orders SET status = '100%' WHERE order_id = 1")
+    settings = {**shop, "VIEWKEEPER_VIEWS": str(path)}
+    document = json.loads(standard_output(settings, "projector", "preview", VIEW, "2", "--json"))
+    assert document["rows"][0]["open_order_count"] == 1
+    assert "('100%'::text" in document["sql"]
 
 
 def test_what_is_not_true_of_the_source_is_said_at_once(shop: dict[str, str]) -> None:
