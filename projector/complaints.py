@@ -167,6 +167,6 @@ def _index_complaints(view: "View") -> Iterator[str]:
             yield "an index is over no column"
         for name in columns:
             if name not in view.column_names:
-                yield f"an index is over {name!r}, which is no column of the view; one of one column is ('name',)"
+                yield f"an index is over {name!r}, which is no column of the view"
     for columns in sorted({columns for columns in view.indexes if view.indexes.count(columns) > 1}):
         yield f"two indexes are over {', '.join(columns)}"

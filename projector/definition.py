@@ -1,6 +1,10 @@
 """The language in which a view is declared: from one View come its tables, its SQL and its HTTP resource."""
 
-from dataclasses import dataclass
+from dataclasses import Field as Part
+from dataclasses import dataclass, fields
+from typing import Any
+
+import msgspec
 
 from cdc.wire import TableName
 from projector.column_types import KEY_TYPES as KEY_TYPES
@@ -36,6 +40,8 @@ class View:
     indexes: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            object.__setattr__(self, part.name, _as_stored(self, part))
         for complaint in complaints(self):
             raise DefinitionError(f"view {self.name!r}: {complaint}")
 
@@ -102,3 +108,12 @@ class View:
         measures = self.measures_of(table)
         groups = {name: kind for measure in measures for name, kind in self.groups_of(measure).items()}
         return groups | {column.name: column.type for measure in measures for column in measure.columns}
+
+
+def _as_stored(view: View, part: Part[Any]) -> object:
+    """Return a part of a declaration as the registry will give it back: lists as tuples, names of types as types."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(getattr(view, part.name)), part.type)
+    except (msgspec.ValidationError, TypeError) as error:
+        hint = ": a tuple of one thing is (thing,), with a comma" if "Expected `array`" in str(error) else ""
+        raise DefinitionError(f"view {view.name!r}: {part.name}: {error}{hint}") from error

@@ -1,6 +1,7 @@
 """The definition language, where definitions are found, and what a version's tables are called."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,31 @@ def summed(value: str, column: Column, name: str = "total") -> Sum:
         ({"indexes": (("pets", "age"),)}, "an index is over 'age', which is no column of the view"),
         (
             {"indexes": ("pets",)},
-            "an index is over 'p', which is no column of the view; one of one column is ('name',)",
+            "indexes: Expected `array`, got `str` - at `$[0]`: a tuple of one thing is (thing,), with a comma",
         ),
         ({"indexes": ((),)}, "an index is over no column"),
         ({"indexes": (("pets",), ("pets",))}, "two indexes are over pets"),
         ({"resource": Resource("/people", ())}, "path '/people': write it as"),
         ({"resource": Resource("/people/{id}", (Field("age", "age"),))}, "field 'age' shows 'age', which is no column"),
         ({"resource": Resource("/people/{id}", (Field("id", "id", Format.CALENDAR),))}, "only a timestamptz"),
+        (
+            {"row": Row("public.people", (Column("id", "float"),))},  # type: ignore[arg-type] # the slip
+            "view 'person': row: Invalid enum value 'float' - at `$.columns[0].type`",
+        ),
+        (
+            {"measures": (summed("age", Column("age", "real")),)},  # type: ignore[arg-type] # the slip
+            "measures: Invalid enum value 'real' - at `$[0].columns[0].type`",
+        ),
+        ({"measures": counted()}, "measures: Expected `array`, got `object`: a tuple of one thing is (thing,)"),
+        (
+            {"measures": (counted("age > 3", AGE),)},  # type: ignore[arg-type] # the slip
+            "measures: Expected `array`, got `object` - at `$[0].columns`: a tuple of one thing is (thing,)",
+        ),
+        (
+            {"resource": Resource("/people/{id}", (Field("id", "id", "calender"),))},  # type: ignore[arg-type] # the slip
+            "resource: Invalid enum value 'calender' - at `$.fields[0].format`",
+        ),
+        ({"name": None}, "view None: name: Expected `str`, got `null`"),
     ],
 )
 def test_contradiction_is_named(changed: dict[str, Any], complaint: str) -> None:
@@ -175,6 +194,16 @@ def test_contradiction_in_a_key_of_several_columns_is_named(changed: dict[str, A
 def test_contradiction_among_several_rows_is_named(rows: tuple[Row, ...], complaint: str) -> None:
     with pytest.raises(DefinitionError, match=re.escape(complaint)):
         view(row=rows)
+
+
+def test_lists_and_names_of_types_are_taken_for_what_they_mean() -> None:
+    row: Any = Row("public.people", [Column("id", "bigint"), Column("born", "timestamptz")])  # type: ignore[arg-type]
+    pets: Any = Count("pets", of="public.pets", by=["owner_id"])  # type: ignore[arg-type]
+    fields: Any = [Field("id", "id", "string")]  # type: ignore[arg-type]
+    lists = view(key=["id"], row=row, measures=[pets], resource=Resource("/people/{id}", fields))
+    tuples = view(key=("id",), measures=(Count("pets", of="public.pets", by=("owner_id",)),))
+    assert lists == replace(tuples, resource=Resource("/people/{id}", (Field("id", "id", Format.STRING),)))
+    assert lists.row_columns[1].type is ColumnType.TIMESTAMPTZ
 
 
 @pytest.mark.parametrize("declared", [view(), view(**SHOP), view(row=(PEOPLE, PROFILES))])
