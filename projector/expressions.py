@@ -26,6 +26,8 @@ _TOKEN = re.compile(
 _COMPARISONS = {"=": "=", "<>": "<>", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _WORDS = frozenset({"and", "or", "not", "is", "null", "in", "true", "false", "coalesce"})
 _MOST_DEPTH = 50
+_MOST_TERMS = 200
+"""Who reads the tree goes as deep as it is: each further term of a chain lies on the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,14 @@ class _Parser:
         self._text = text
         self._place = 0
         self._depth = 0
+        self._terms = 0
         self._kind = ""
         self._piece = ""
         self._advance()
 
     def either(self) -> Expression:
         found = self._both()
-        while self._takes("or"):
+        while self._joins("or"):
             found = Either(found, self._both())
         return found
 
@@ -139,7 +142,7 @@ class _Parser:
 
     def _both(self) -> Expression:
         found = self._negated()
-        while self._takes("and"):
+        while self._joins("and"):
             found = Both(found, self._negated())
         return found
 
@@ -165,15 +168,13 @@ class _Parser:
 
     def _sum(self) -> Expression:
         found = self._product()
-        while self._kind == "sign" and self._piece in "+-":
-            sign = self._piece
-            self._advance()
+        while (sign := self._piece) in ("+", "-") and self._joins(sign):
             found = Calculate(sign, found, self._product())
         return found
 
     def _product(self) -> Expression:
         found = self._signed()
-        while self._takes("*"):
+        while self._joins("*"):
             found = Calculate("*", found, self._signed())
         return found
 
@@ -217,7 +218,7 @@ class _Parser:
         if kind == "number":
             self._advance()
             return Literal(-Decimal(piece) if is_negative else Decimal(piece))
-        if not is_negative and (kind == "text" or piece in ("true", "false")):
+        if not is_negative and (kind == "text" or (kind == "word" and piece in ("true", "false"))):
             self._advance()
             return Literal(piece if kind == "text" else piece == "true")
         raise self._error("a column, a number, a 'text', TRUE or FALSE is expected")
@@ -229,6 +230,15 @@ class _Parser:
         found = read()
         self._depth -= 1
         return found
+
+    def _joins(self, piece: str) -> bool:
+        """Take what another term of a chain comes after."""
+        if not self._takes(piece):
+            return False
+        self._terms += 1
+        if self._terms > _MOST_TERMS:
+            raise self._error(f"it joins more than {_MOST_TERMS} terms; IN may have any number of constants")
+        return True
 
     def _takes(self, piece: str) -> bool:
         if self._kind not in ("word", "sign") or self._piece != piece:

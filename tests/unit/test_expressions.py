@@ -6,6 +6,7 @@ import pytest
 
 from projector.column_types import ColumnType
 from projector.errors import DefinitionError
+from projector.expression_sql import as_sql
 from projector.expression_types import Kind, columns_in, kind_of
 from projector.expression_values import evaluator
 from projector.expressions import parse
@@ -67,6 +68,9 @@ def test_it_means_what_sql_means(text: str, value: object) -> None:
         ("status = 'open", "none of the expressions"),
         ("price > 1; DROP TABLE x", "none of the expressions"),
         ("(" * 60 + "paid" + ")" * 60, "nested more than"),
+        (" OR ".join(["paid"] * 1_000), "joins more than 200 terms; IN may have any number of constants"),
+        ("quantity" + " + 1 * 2 - 3" * 100, "joins more than 200 terms"),
+        ('paid IN ("true")', "a column, a number"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, complaint: str) -> None:
@@ -93,6 +97,14 @@ def test_what_cannot_be_read_is_refused(text: str, complaint: str) -> None:
 def test_what_means_nothing_or_two_things_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(DefinitionError, match=complaint):
         kind_of(parse(text), TYPES)
+
+
+def test_the_deepest_that_is_read_is_typed_run_and_written_in_sql() -> None:
+    deepest = "(" * 50 + "paid" + " AND paid)" * 50 + " OR paid" * 150
+    assert kind_of(parse(deepest), TYPES) is Kind.BOOLEAN
+    assert columns_in(parse(deepest)) == ("paid",)
+    assert _value(deepest) is True
+    assert as_sql(parse(deepest), "t", TYPES).as_bytes(None).count(b"paid") == 201
 
 
 def test_it_knows_its_columns_and_its_kind() -> None:
