@@ -20,6 +20,7 @@ _PATH = re.compile(r"/[A-Za-z0-9_.-]+(/([A-Za-z0-9_.-]+|\{[A-Za-z_][A-Za-z0-9_]*
 # Room for `.amount` behind it.
 _LONGEST_NAME = 56
 _RESERVED = re.compile(r"viewkeeper_present(_\d+)?|source_key")
+_SYSTEM = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
 _MOST_KEY_COLUMNS = 32
 """So many columns a Postgres index has at most."""
 
@@ -47,6 +48,8 @@ def _name_complaints(view: "View") -> Iterator[str]:
             yield f"{name!r} is no name: use lower-case letters, digits and _, at most 63"
         if _RESERVED.fullmatch(name):
             yield f"column {name!r} is Viewkeeper's own: give it another name"
+        if name in _SYSTEM:
+            yield f"column {name!r} is Postgres's own: give it another name"
     for name in _repeated(view.column_names):
         hint = ": only the first row lists the key's columns" if name in view.key_names and len(view.rows) > 1 else ""
         yield f"two columns are called {name!r}{hint}"

@@ -61,6 +61,7 @@ def summed(value: str, column: Column, name: str = "total") -> Sum:
         ({"measures": (Count("pets", of="public.people", by="id"),)}, "gives the rows and is counted"),
         ({"measures": (Count("viewkeeper_present", of="pets", by="owner_id"),)}, "is Viewkeeper's own"),
         ({"measures": (Count("pets", of="pets", by="source_key"),)}, "column 'source_key' is Viewkeeper's own"),
+        ({"measures": (Count("xmin", of="pets", by="owner_id"),)}, "column 'xmin' is Postgres's own"),
         ({"measures": (Count("pets", of="my schema.pets", by="owner_id"),)}, "must be of letters"),
         (
             {"measures": (counted(where="age > 3"),)},
