@@ -32,6 +32,13 @@ def stored_offsets(view_url: str) -> dict[tuple[str, int], int]:
         return {(topic, partition): next_offset for topic, partition, next_offset in rows}
 
 
+def move_back(view_url: str) -> None:
+    """Make the view's rows and offsets those of the beginning, as a restored backup would."""
+    with psycopg.connect(view_url) as session:
+        session.execute("TRUNCATE projector.user_information_v1, projector.user_information_v1_public_tweets")
+        session.execute("UPDATE projector.partition_offset SET next_offset = 0")
+
+
 def test_stale_reader_changes_nothing(
     steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
 ) -> None:
@@ -54,16 +61,39 @@ def test_stale_reader_changes_nothing(
     assert physical(view_url) == before
 
 
+def test_instance_that_applies_the_same_at_the_same_time_waits_and_changes_nothing(
+    steps: Steps, changelog: Changelog, view_url: str
+) -> None:
+    """Another owner, so that no unique key would stop the second one."""
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        changelog.put("users", user(2))
+        changelog.tweet(1, 1)
+    steps.catch_up()
+    with changelog.transaction():
+        changelog.tweet(1, 2)
+    batch = steps.read()
+    while not batch.records:
+        batch = steps.read()
+    (kept,) = steps.kept
+    with psycopg.connect(view_url) as first, ThreadPoolExecutor(1) as thread:
+        with first.cursor() as cursor:
+            kept.write(cursor, batch, kept.decode(batch), one_by_one=False)
+        second = thread.submit(apply_batch, steps.connection, steps.kept, batch)
+        ours = steps.connection.info.backend_pid
+        wait_until(lambda: first.execute("SELECT pg_blocking_pids(%s)", [ours]).fetchone() != ([],), what="a wait")
+        first.commit()
+        assert not second.result()
+    assert {key: counts(row)[0] for key, row in shown(view_url).items()} == {1: 0, 2: 1}
+
+
 def test_offsets_that_were_moved_back_leave_no_gap(steps: Steps, changelog: Changelog, view_url: str) -> None:
     with changelog.transaction():
         changelog.put("users", user(1))
         for number in range(30):
             changelog.tweet(number, 1)
     steps.catch_up()
-    with psycopg.connect(view_url) as session:
-        # As a restored backup would: the view's rows and offsets are those of the beginning.
-        session.execute("TRUNCATE projector.user_information_v1, projector.user_information_v1_public_tweets")
-        session.execute("UPDATE projector.partition_offset SET next_offset = 0")
+    move_back(view_url)
     with changelog.transaction():
         changelog.tweet(30, 1)
     steps.catch_up()
@@ -90,6 +120,7 @@ def test_position_at_the_end_is_stored_past_markers_and_aborted_records(
     stored = stored_offsets(view_url)
     assert {place: stored[place] for place in ends} == ends
     assert steps.consumer.caught_up
+    assert counts(shown(view_url)[1]) == (1, 0, 0, 0)
 
 
 def test_topic_made_again_stops_the_projector(steps: Steps, changelog: Changelog, settings_env: dict[str, str]) -> None:
@@ -192,6 +223,7 @@ class RebalancedWhileLingering(Consumer):
 
     given_back: bool | None = None
     has_record = False
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
     on_assign: Callable[[Consumer, list[TopicPartition]], None]
     on_revoke: Callable[[Consumer, list[TopicPartition]], None]
 
@@ -211,19 +243,28 @@ class RebalancedWhileLingering(Consumer):
         messages = super().consume(num_messages, 2.0)
         held = self.assignment()
         self.on_revoke(self, held)
+        self.meanwhile()
         if self.given_back:
             self.on_assign(self, held)
         self.given_back = None
         return messages
 
 
-@pytest.mark.parametrize("given_back", [False, True])
+@pytest.mark.parametrize(
+    ("given_back", "moved_back"),
+    [(False, False), (True, False), (True, True)],
+    ids=["taken", "given_back", "moved_back"],
+)
 def test_rebalance_within_a_batch_loses_no_record(
-    given_back: bool, steps: Steps, changelog: Changelog, kafka: KafkaBroker, view_url: str
+    given_back: bool, moved_back: bool, steps: Steps, changelog: Changelog, kafka: KafkaBroker, view_url: str
 ) -> None:
+    """The stored offsets may have been moved back meanwhile, and what lies before the batch is still to come."""
     with changelog.transaction():
         changelog.put("users", user(1))
-        for number in range(30):
+        changelog.tweet(0, 1)
+    steps.catch_up()
+    with changelog.transaction():
+        for number in range(1, 30):
             changelog.tweet(number, 1)
     settings = {"bootstrap.servers": kafka.bootstrap_servers, "group.id": f"{changelog.prefix}-rebalanced"}
     client = RebalancedWhileLingering(
@@ -237,6 +278,8 @@ def test_rebalance_within_a_batch_loses_no_record(
     )
     consumer.subscribe(sorted(steps.kept[0].topics))
     client.given_back = given_back
+    if moved_back:
+        client.meanwhile = lambda: move_back(view_url)
     try:
 
         def rebalanced() -> bool:
