@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,6 +176,13 @@ def test_tombstone_of_an_unseen_row_does_nothing() -> None:
     changes = replace_contributions({"1": None}, {})
     assert not changes.deleted
     assert counted(changes, by(0)) == {}
+
+
+def test_a_key_that_loses_a_negative_amount_may_be_left_with_nothing() -> None:
+    debts = MeasurePlaces("debts", FOLLOWS, (0,), amount=1)
+    projection = project([debts], Changes(counted={FOLLOWS: {"1": None}}), {FOLLOWS: {"1": (7, Decimal(-5))}})
+    assert projection.increments == {"debts": {7: 5}}
+    assert projection.losers == {7}
 
 
 def test_nobody_counts_for_null() -> None:
