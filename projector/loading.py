@@ -10,7 +10,18 @@ from projector.definition import View
 from projector.errors import DefinitionError
 from runtime.settings import variable
 
-_WRITING_ERRORS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError)
+_WRITING_ERRORS = (
+    ImportError,
+    SyntaxError,
+    NameError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    OSError,
+)
 """What a slip in a module of definitions raises when it is imported."""
 
 

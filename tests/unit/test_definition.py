@@ -259,6 +259,7 @@ def test_views_come_from_a_module_in_the_working_directory(tmp_path: Path, monke
         ("twice.py", DECLARATION + "a = person('a')\nb = person('a')", "declares two views called 'a'"),
         ("broken.py", "views = (", "cannot import broken.py: SyntaxError"),
         ("unknown.py", "import no_such_dependency", "cannot import unknown.py: ModuleNotFoundError"),
+        ("unset.py", "import os\nos.environ['NO_SUCH']", "cannot import unset.py: KeyError: 'NO_SUCH'"),
         ("wrong.py", DECLARATION + "a = person('A')", "view 'A': 'A' is no name"),
     ],
 )
