@@ -182,7 +182,7 @@ def explain_key(view: str, key: str, *, as_json: bool) -> None:
     """
     settings = start(ViewSettings)
     (declared,) = _chosen(load_views(settings.views), view)
-    with connect(settings.view_url, name="viewkeeper-explain") as connection:
+    with connect(settings.view_url, name="viewkeeper-explain", settings={"TimeZone": "UTC"}) as connection:
         where = describe(settings.view_url)
         found = explain(connection, declared, key, where=where)
     if as_json:

@@ -10,8 +10,9 @@ from psycopg import Connection, IsolationLevel, sql
 from psycopg.rows import dict_row
 
 from projector.changes import Partition
+from projector.column_types import ColumnType
 from projector.contributions import MeasurePlaces, measure_places, slots
-from projector.definition import View
+from projector.definition import Column, View
 from projector.keys import key_of, parse_key
 from projector.offsets import Offsets
 from projector.registry import ViewVersion, active_versions
@@ -21,7 +22,9 @@ from runtime.postgres import translated
 FEW = 3
 """So many source keys are named from each end."""
 
-_ROW = "SELECT * FROM {view} WHERE {is_key}"
+_ROW = "SELECT {columns}, {present} FROM {view} WHERE {is_key}"
+# Infinite, or of a year that Python has not: any of them is a text.
+_TIME = "to_json({column}) #>> '{{}}' AS {column}"
 _AS_OF = "SELECT as_of, flags FROM public.viewkeeper_as_of WHERE view = %s"
 _CONTRIBUTED = "SELECT count(*), {amount} FROM {contributions} WHERE {is_key}"
 _KEYS = "SELECT {source_key} FROM {contributions} WHERE {is_key} ORDER BY {source_key} {order} LIMIT {few}"
@@ -45,7 +48,10 @@ class MeasureExplained(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """A view's row; `is_shown` is false while its source row was not seen, or is gone: readers see nothing of it."""
+    """A view's row, with times as ISO 8601 text.
+
+    `is_shown` is false while its source row was not seen, or is gone: readers see nothing of it.
+    """
 
     view: str
     version: int
@@ -71,7 +77,7 @@ def explain(connection: Connection, view: View, key: str, *, where: str) -> Expl
     with translated(where):
         (version,) = active_versions(connection, [view], where=where)
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
-        with connection.transaction(), key_of(view, key):
+        with connection.transaction():
             return _explained(connection, version, key)
 
 
@@ -79,9 +85,16 @@ def _explained(connection: Connection, version: ViewVersion, key: str) -> Explai
     view, number = version.view, version.version
     table = sql.Identifier(SCHEMA, view_table_name(view, number))
     values = parse_key(view, key)
-    found = sql.SQL(_ROW).format(view=table, is_key=_is(view.key_names))
+    found = sql.SQL(_ROW).format(
+        columns=sql.SQL(", ").join(map(_as_shown, view.row_columns)),
+        present=sql.SQL(", ").join(map(sql.Identifier, (*(measure.name for measure in view.measures), PRESENT))),
+        view=table,
+        is_key=_is(view.key_names),
+    )
     with connection.cursor(row_factory=dict_row) as cursor:
-        stored = cursor.execute(found, values).fetchone()
+        with key_of(view, key):
+            cursor.execute(found, values)
+        stored = cursor.fetchone()
     is_shown = stored is not None and stored[PRESENT] is True
     as_of, flags = connection.execute(_AS_OF, [view.name]).fetchone() or (None, [])
     offsets = {at.place: at.next_offset for at in Offsets(view.name, number).read(connection)}
@@ -137,6 +150,11 @@ def _measure(
         topic=topic,
         next_offsets=tuple(offsets[place] for place in sorted(offsets) if place[0] == topic),
     )
+
+
+def _as_shown(column: Column) -> sql.Composable:
+    name = sql.Identifier(column.name)
+    return sql.SQL(_TIME).format(column=name) if column.type is ColumnType.TIMESTAMPTZ else name
 
 
 def _is(names: Iterable[str]) -> sql.Composed:

@@ -1,0 +1,43 @@
+"""`viewkeeper-projector explain`: what a row is made of, whatever its values are."""
+
+import json
+
+import psycopg
+import pytest
+
+from projector.errors import DefinitionError
+from projector.explaining import explain
+from tests.daemons import standard_output
+from tests.integration.changelog import Changelog, user
+from tests.integration.projector_steps import Steps
+from views.user_information import user_information
+
+pytestmark = pytest.mark.newest_postgres
+
+JOINED = {
+    1: ("2026-01-31T12:00:00.500000Z", "2026-01-31T12:00:00.5+00:00"),
+    2: ("infinity", "infinity"),
+    3: ("0044-03-15 00:00:00+00 BC", "0044-03-15T00:00:00+00:00 BC"),
+    4: ("20000-01-01 00:00:00+00", "20000-01-01T00:00:00+00:00"),
+}
+
+
+def test_a_row_with_a_time_that_python_has_not_is_explained(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    with changelog.transaction():
+        for user_id, (written, _) in JOINED.items():
+            changelog.put("users", user(user_id, joined_date=written))
+        changelog.tweet(1, 2)
+    steps.catch_up()
+    with psycopg.connect(view_url, autocommit=True) as session:
+        session.execute("SET TimeZone = 'UTC'")
+        for user_id, (_, shown) in JOINED.items():
+            row = explain(session, user_information, str(user_id), where="test").row
+            assert row is not None
+            assert (row["user_id"], row["joined_date"]) == (user_id, shown)
+        with pytest.raises(DefinitionError, match="'x' is no key"):
+            explain(session, user_information, "x", where="test")
+        session.execute(f"ALTER DATABASE {session.info.dbname} SET TimeZone = 'Asia/Tokyo'")
+    found = json.loads(standard_output(settings_env, "projector", "explain", "user_information", "1", "--json"))
+    assert found["row"]["joined_date"] == JOINED[1][1]
