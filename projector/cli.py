@@ -14,7 +14,7 @@ from projector.explaining import explain
 from projector.explaining_text import explained_text
 from projector.keys import key_text
 from projector.loading import load_views
-from projector.preview import preview_text, preview_view
+from projector.preview import preview_json, preview_text, preview_view
 from projector.reaching import left_out, wait_until_reached
 from projector.registry import active_versions
 from projector.status import read_status
@@ -106,7 +106,7 @@ def preview(view: str, key: str | None, *, as_json: bool) -> None:
     (declared,) = _chosen(load_views(settings.views), view)
     found = preview_view(declared, source_url=settings.source_url, key=key)
     if as_json:
-        print_json(found)
+        click.echo(preview_json(found))
     else:
         plain_console().print(preview_text(declared, found))
 

@@ -1,6 +1,7 @@
 """A view before it is kept: its SQL, and some of its rows computed from the source, without Kafka."""
 
 from contextlib import nullcontext
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -17,6 +18,9 @@ from projector.source_check import padded_columns, source_complaints
 from runtime.postgres import connect, describe, translated
 
 MOST_ROWS = 10
+# A float has not all digits of a numeric.
+_decode_row = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
+_encode = msgspec.json.Encoder(decimal_format="number").encode
 _KEYS = "SELECT {texts} FROM {table} AS t ORDER BY {key} LIMIT {most}"
 
 
@@ -46,7 +50,7 @@ def preview_view(view: View, *, source_url: str, key: str | None = None) -> Prev
             cursor = ClientCursor(source)
             statements = build_audit_statements(view, padded_columns(source, view))
             query = cursor.mogrify(statements.source_rows_of.decode(), key_parameters(view, keys))
-            rows = [msgspec.json.decode(key_and_row(row)[1]) for row in cursor.execute(query.encode())]
+            rows = [_decode_row(key_and_row(row)[1]) for row in cursor.execute(query.encode())]
     return Preview(view=view.name, sql=_without_blank_lines(query), rows=tuple(rows))
 
 
@@ -60,14 +64,25 @@ def _first_keys(view: View) -> sql.Composed:
     )
 
 
+def preview_json(found: Preview) -> bytes:
+    """Return SQL and rows for programs, numbers with all their digits."""
+    return _encode(found)
+
+
 def preview_text(view: View, found: Preview) -> RenderableType:
     """Return SQL and rows for a terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in view.column_names:
         table.add_column(name, overflow="fold")
     for row in found.rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in view.column_names))
+        table.add_row(*(_shown(row[name]) for name in view.column_names))
     return Group(Text(found.sql), Text(), table if found.rows else Text(f"{view.rows[0].of} has no such row."))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def _without_blank_lines(query: str) -> str:

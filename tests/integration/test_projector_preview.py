@@ -64,6 +64,16 @@ def test_a_percent_sign_in_a_constant_is_one(shop: dict[str, str], tmp_path: Pat
     assert "('100%'::text" in document["sql"]
 
 
+def test_numbers_have_all_their_digits(shop: dict[str, str]) -> None:
+    spent = "100000000000000000000.0000001"
+    with psycopg.connect(shop["VIEWKEEPER_SOURCE_URL"], autocommit=True) as session:
+        session.execute("INSERT INTO orders VALUES (5, 3, 'paid', %s, 1), (6, 4, 'paid', 0.0000001, 1)", [spent])
+    assert f'"spent":{spent}}}' in standard_output(shop, "projector", "preview", VIEW, "3", "--json")
+    text = standard_output(shop, "projector", "preview", VIEW)
+    assert f" {spent} " in text
+    assert " 0.0000001 " in text
+
+
 def test_what_is_not_true_of_the_source_is_said_at_once(shop: dict[str, str]) -> None:
     with psycopg.connect(shop["VIEWKEEPER_SOURCE_URL"], autocommit=True) as session:
         session.execute("ALTER TABLE orders ALTER price TYPE float8")
