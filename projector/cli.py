@@ -20,15 +20,13 @@ from projector.registry import active_versions
 from projector.status import read_status
 from projector.status_text import status_text
 from projector.version_commands import drop, rebuild, rollback
-from runtime.cli import print_json, run_command, settings_epilog, start
+from runtime.cli import SECONDS, print_json, run_command, settings_epilog, start
 from runtime.daemon import keep_running
 from runtime.health import Health, health_listener
 from runtime.postgres import connect, describe, translated
 from runtime.settings import AuditSettings, PreviewSettings, ProjectorSettings, ViewSettings, ViewStatusSettings
 from runtime.stop import stop_on_signals
 from runtime.terminal import plain_console
-
-SECONDS = click.FloatRange(0, 86_400)
 
 
 class Reached(msgspec.Struct, frozen=True, kw_only=True):

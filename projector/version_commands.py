@@ -16,12 +16,13 @@ from projector.meeting import Pair
 from projector.rebuild import Stopped, Versions, open_versions
 from projector.registry import State, ViewVersion
 from projector.version_text import Done, comparison_lines, done_line, show_progress
-from runtime.cli import print_json, settings_epilog, start
+from runtime.cli import SECONDS, print_json, settings_epilog, start
 from runtime.settings import ProjectorSettings
 from runtime.stop import interruptible, stop_on_signals
 
 WAIT_SECONDS = click.option(
     "--wait-seconds",
+    type=SECONDS,
     default=60.0,
     show_default=True,
     help="How long to try for a lock that long queries are in front of.",

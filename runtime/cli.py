@@ -1,7 +1,9 @@
 """What the commands of all parts share: one place where errors become messages and exit codes."""
 
+import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 import msgspec
@@ -12,6 +14,20 @@ from runtime.logs import configure_logs
 from runtime.settings import LogSettingsT, Settings, read_settings, settings_help, unknown_variables
 
 log = structlog.get_logger()
+
+
+class _Seconds(click.FloatRange):
+    """A time span that an option gives."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            # It is in every range, and no wait for it ends.
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds(0, 86_400)
 
 
 def settings_epilog(kind: type[Settings]) -> str:
