@@ -1,5 +1,7 @@
 """The thin edge to Kafka: clients with safe settings, and librdkafka's errors translated once."""
 
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,6 +18,7 @@ log = structlog.get_logger()
 ClientT = TypeVar("ClientT")
 
 REQUEST_SECONDS = 10.0
+SAY_AGAIN_SECONDS = 10.0
 TRANSACTION_TIMEOUT_SECONDS = 60
 PARTITIONER = "murmur2_random"
 """Java's default partitioner by key, so that its producers and ours agree on a key's partition."""
@@ -62,6 +65,9 @@ _FENCED = {
     KafkaError.PRODUCER_FENCED,
 }
 _LOST_HISTORY = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+_TOOK = re.compile(r" \(after \d+ms in state \w+\)")
+"""What differs in the reasons of one trouble."""
 
 
 class BrokerUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
@@ -179,7 +185,7 @@ def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, op
         "client.id": name,
         "topic.metadata.refresh.interval.ms": 30_000,
         "reconnect.backoff.max.ms": 2_000,
-        "error_cb": _log_error,
+        "error_cb": _Errors(),
         # The callback has all errors but fatal ones already; what is left goes to our log, and not to stderr.
         "log_level": 2,
         "logger": _Lines(),
@@ -202,5 +208,15 @@ class _Lines:
         log.warning("kafka_client", reason=text % parts)
 
 
-def _log_error(error: KafkaError) -> None:
-    log.warning("kafka_client", reason=error.str(), code=error.name())
+class _Errors:
+    """Logs a client's errors, one that it repeats every ten seconds: it may try to connect twenty times in one."""
+
+    def __init__(self) -> None:
+        self._said_at: dict[str, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        now, reason = time.monotonic(), _TOOK.sub("", error.str())
+        self._said_at = {said: at for said, at in self._said_at.items() if now - at < SAY_AGAIN_SECONDS}
+        if reason not in self._said_at:
+            self._said_at[reason] = now
+            log.warning("kafka_client", reason=reason, code=error.name())
