@@ -20,7 +20,7 @@ from projector.offsets import VersionDropped
 from projector.registry import check_declared, database_id
 from projector.topics import Topic, describe_topics
 from runtime.health import Health
-from runtime.kafka import BrokerUnavailable, admin, check_reachable
+from runtime.kafka import BrokerUnavailable, LostHistory, admin, check_reachable
 from runtime.postgres import connect, describe, translated
 from runtime.settings import ProjectorSettings
 from runtime.stop import Stop
@@ -116,7 +116,7 @@ class Projector:
         versions, absent, estimates = Every(VERSIONS_LOOK_SECONDS), Every(TOPICS_POLL_SECONDS), Every(ESTIMATE_SECONDS)
         caught_up = False
         while not self._stop.requested:
-            batch = consumer.next_batch(self._settings.projector_batch_records, timeout_seconds=POLL_SECONDS)
+            batch = self._next_batch(consumer, keeping)
             self._health.beat()
             applied = True
             if batch.records or batch.cursors or idle.due():
@@ -138,6 +138,14 @@ class Projector:
             if estimates.due():
                 self._estimate(keeping)
         self._health.not_ready("stopping")
+
+    def _next_batch(self, consumer: ChangelogConsumer, keeping: Keeping) -> Batch:
+        try:
+            return consumer.next_batch(self._settings.projector_batch_records, timeout_seconds=POLL_SECONDS)
+        except LostHistory:
+            # The client's words say neither what was lost nor what to do.
+            self._check_topics(keeping)
+            raise
 
     def _take_up(self, consumer: ChangelogConsumer, keeping: Keeping) -> None:
         """Go on with the versions that the registry has now, in the same group."""

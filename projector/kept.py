@@ -118,7 +118,8 @@ class KeptView:
                 f"{', '.join(sorted(self.topics))}: set {variable('topic_prefix')} as it was, or build the view anew "
                 f"from the other topics:\n{rebuild_command(self.name)}"
             )
-        return first_offsets({name: topic for name, topic in topics.items() if name in self.topics}, stored)
+        ours = {name: topic for name, topic in topics.items() if name in self.topics}
+        return first_offsets(ours, stored, view=self.name)
 
     def check_outage(self, stored: Sequence[StoredOffset], topics: Mapping[str, Topic]) -> None:
         """Raise LostHistory when nobody kept the version for so long that deletes may have been forgotten."""

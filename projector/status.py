@@ -169,7 +169,7 @@ def _view(
         ]
         if topics is not None:
             needs += [
-                *_topic_needs(topics, names, after.stored),
+                *_topic_needs(version.view.name, topics, names, after.stored),
                 *_left_alone(version.view.name, topics, changelogs),
             ]
     if otherwise and registered.state is State.ACTIVE:
@@ -216,14 +216,16 @@ def _unkept_needs(connection: Connection, registered: Registered) -> list[str]:
     return [f"nobody fills it: {rebuild_command(name)} goes on with it, {drop} gives it up"]
 
 
-def _topic_needs(topics: Mapping[str, Topic], names: Sequence[str], stored: Sequence[StoredOffset]) -> list[str]:
+def _topic_needs(
+    view: str, topics: Mapping[str, Topic], names: Sequence[str], stored: Sequence[StoredOffset]
+) -> list[str]:
     needs = [
         f"topic {name} is missing: is its table attached, and viewkeeper-cdc run up?"
         for name in names[:-1]
         if name not in topics
     ]
     try:
-        first_offsets(topics, [at for at in stored if at.topic in topics])
+        first_offsets(topics, [at for at in stored if at.topic in topics], view=view)
     except LostHistory as error:
         needs.append(str(error))
     return needs

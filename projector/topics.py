@@ -54,25 +54,23 @@ def describe_topics(client: AdminClient, names: Iterable[str], *, where: str) ->
     }
 
 
-def first_offsets(topics: Mapping[str, Topic], stored: Sequence[StoredOffset]) -> list[StoredOffset]:
+def first_offsets(topics: Mapping[str, Topic], stored: Sequence[StoredOffset], *, view: str) -> list[StoredOffset]:
     """Return the offsets to begin with in topics that were never read: their first ones.
 
     Raises LostHistory when a stored offset does not belong to its topic as it is now, so that records may have been
-    missed or could be: nothing but a new start from the beginning is right then.
+    missed or could be: nothing but a new start from the beginning is right then. `view` names what they are stored of.
     """
     known = {at.topic for at in stored}
     for at in stored:
         topic = topics.get(at.topic)
         if topic is None:
-            raise LostHistory(
-                f"topic {at.topic}: it is gone, and was read up to {at.next_offset} in partition {at.partition}. "
-                f"{_advice()}"
-            )
-        _check(topic, at)
+            what = f"it is gone, and was read up to {at.next_offset} in partition {at.partition}"
+            raise _lost(at.topic, what, "See that it is there and complete again", view)
+        _check(topic, at, view)
     for topic in topics.values():
-        partitions = sum(at.topic == topic.name for at in stored)
-        if partitions not in (0, len(topic.low)):
-            raise _lost(topic, f"it has {len(topic.low)} partitions and had {partitions}: keys have moved between them")
+        moved = keys_moved(topic, stored)
+        if moved:
+            raise _lost(topic.name, moved, "Delete it, and have it made and filled again", view)
     return [
         StoredOffset(topic.name, partition, topic.topic_id, low)
         for topic in topics.values()
@@ -81,30 +79,45 @@ def first_offsets(topics: Mapping[str, Topic], stored: Sequence[StoredOffset]) -
     ]
 
 
-def _check(topic: Topic, stored: StoredOffset) -> None:
+def keys_moved(topic: Topic, stored: Sequence[StoredOffset]) -> str | None:
+    """Return in words that a topic has got partitions since its offsets were stored, None if it has not.
+
+    A key's old and new records lie in different ones then, and nobody knows in which order they were written.
+    """
+    known = sum(at.topic == topic.name and at.topic_id == topic.topic_id for at in stored)
+    if known in (0, len(topic.low)):
+        return None
+    return f"it has {len(topic.low)} partitions and had {known}: keys have moved between them"
+
+
+def filling_advice(topic: str) -> str:
+    """Return who fills a topic again from its table, or, of a capture's cursor, who says what is to be done."""
+    table = topic.partition(".")[2]
+    if "." not in table:
+        return "viewkeeper-cdc run says what to do"
+    return f"viewkeeper-cdc snapshot {table}, if a capture writes it"
+
+
+def _check(topic: Topic, stored: StoredOffset, view: str) -> None:
     if topic.topic_id != stored.topic_id:
-        raise _lost(topic, f"it was deleted and made again (its id is {topic.topic_id} and was {stored.topic_id})")
+        what = f"it was deleted and made again (its id is {topic.topic_id} and was {stored.topic_id})"
+        raise _lost(topic.name, what, "See that it is complete again", view)
     if stored.partition >= len(topic.low):
         return
     low, high = topic.low[stored.partition], topic.high[stored.partition]
     if stored.next_offset < low:
-        raise _lost(topic, f"partition {stored.partition} begins at {low}; records from {stored.next_offset} are gone")
+        what = f"partition {stored.partition} begins at {low}; records from {stored.next_offset} are gone"
+        raise _lost(topic.name, what, "Set its cleanup.policy to compact alone, and have it filled again", view)
     if stored.next_offset > high:
-        raise _lost(
-            topic,
-            f"partition {stored.partition} ends at {high}; it was read up to {stored.next_offset}: Kafka lost data",
-        )
+        what = f"partition {stored.partition} ends at {high}; it was read up to {stored.next_offset}: Kafka lost data"
+        raise _lost(topic.name, what, "Have it filled again", view)
 
 
-def _lost(topic: Topic, what: str) -> LostHistory:
-    return LostHistory(f"topic {topic.name}: {what}. {_advice()}")
-
-
-def _advice() -> str:
-    return (
-        "The view cannot go on from where it is. See that the topics are complete (by a new snapshot of the capture), "
-        "then build it anew from their beginning; a version that readers do not see can also be dropped "
-        "(viewkeeper-projector drop):\nviewkeeper-projector rebuild VIEW"
+def _lost(topic: str, what: str, advice: str, view: str) -> LostHistory:
+    return LostHistory(
+        f"topic {topic}: {what}. The view cannot go on from where it is. {advice} ({filling_advice(topic)}), then "
+        "build the view anew from the topics' beginning; a version that readers do not see can also be dropped "
+        f"(viewkeeper-projector drop):\nviewkeeper-projector rebuild {view}"
     )
 
 

@@ -20,6 +20,7 @@ from projector.topics import Topic
 from projector.writer import Writer
 from runtime.errors import ConfigurationError
 from runtime.kafka import LostHistory
+from tests.daemons import Daemons
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps, counts, physical, projector_settings, projector_steps, shown
 from tests.waiting import wait_until
@@ -127,7 +128,10 @@ def test_topic_made_again_stops_the_projector(steps: Steps, changelog: Changelog
     steps.catch_up()
     changelog.make_again("tweets")
     with (
-        pytest.raises(LostHistory, match=r"tweets: it was deleted and made again(.|\n)*projector rebuild"),
+        pytest.raises(
+            LostHistory,
+            match=r"tweets: it was deleted and made again(.|\n)*snapshot public.tweets(.|\n)*rebuild user_information$",
+        ),
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
@@ -144,7 +148,7 @@ def test_offset_beyond_the_end_stops_the_projector(
     with psycopg.connect(view_url) as session:
         session.execute("UPDATE projector.partition_offset SET next_offset = 99 WHERE topic LIKE '%tweets'")
     with (
-        pytest.raises(LostHistory, match="it was read up to 99: Kafka lost data"),
+        pytest.raises(LostHistory, match=r"it was read up to 99: Kafka lost data.*snapshot public.tweets"),
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
@@ -193,6 +197,26 @@ def test_offset_that_goes_out_of_range_while_running_is_not_reset(
         steps.catch_up()
 
 
+def test_history_that_is_lost_while_it_runs_ends_it_with_what_to_do(
+    changelog: Changelog, view_url: str, daemon: Daemons
+) -> None:
+    run = daemon("projector", "run")
+
+    def applied(number: int) -> None:
+        with changelog.transaction():
+            changelog.tweet(number, 1)
+        wait_until(lambda: any(counts(row)[0] == number for row in physical(view_url).values()), what="the tweet")
+
+    # At the second one its first look at the topics is over, and the next is in half a minute.
+    applied(1)
+    applied(2)
+    with psycopg.connect(view_url) as session:
+        session.execute("UPDATE projector.partition_offset SET next_offset = 99 WHERE topic LIKE '%tweets'")
+    assert run.wait(20) == 1
+    assert "it was read up to 99: Kafka lost data" in run.log_text()
+    assert "viewkeeper-projector rebuild user_information" in run.log_text()
+
+
 def test_records_that_were_deleted_unread_stop_the_projector(
     steps: Steps, changelog: Changelog, settings_env: dict[str, str]
 ) -> None:
@@ -202,7 +226,7 @@ def test_records_that_were_deleted_unread_stop_the_projector(
             changelog.tweet(number, 1)
     changelog.forget("tweets")
     with (
-        pytest.raises(LostHistory, match="records from 0 are gone"),
+        pytest.raises(LostHistory, match=r"records from 0 are gone.*cleanup.policy.*snapshot public.tweets"),
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
@@ -212,7 +236,7 @@ def test_added_partitions_stop_the_projector(steps: Steps, changelog: Changelog,
     steps.catch_up()
     changelog.add_partitions("likes", 5)
     with (
-        pytest.raises(LostHistory, match="it has 5 partitions and had 3"),
+        pytest.raises(LostHistory, match=r"it has 5 partitions and had 3.* Delete it, and have it made"),
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
