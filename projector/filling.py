@@ -9,14 +9,16 @@ from confluent_kafka.admin import AdminClient
 from psycopg import Connection
 
 from cdc.decodings import open_decoding
-from cdc.wire import cursor_topic_name
+from cdc.wire import cursor_topic_name, topic_name
 from projector.changes import Partition
 from projector.consumer import CLIENT_NAME, ChangelogConsumer, open_consumer
+from projector.definition import View
 from projector.errors import Refused
 from projector.kept import KeptView, apply_batch, estimate, resume, start_offsets
 from projector.lenient import leniency
+from projector.offsets import Offsets
 from projector.registry import ViewVersion, database_id
-from projector.topics import Topic, describe_topics
+from projector.topics import Topic, describe_topics, filling_advice, keys_moved
 from runtime.errors import ConfigurationError
 from runtime.kafka import LostHistory, admin, check_reachable
 from runtime.settings import ProjectorSettings
@@ -134,6 +136,25 @@ def why_stuck(settings: ProjectorSettings, connection: Connection, version: View
         except (LostHistory, ConfigurationError) as error:
             return str(error)
     return None
+
+
+def demand_unmoved(settings: ProjectorSettings, connection: Connection, version: ViewVersion, view: View) -> None:
+    """Raise Refused where a topic of `view` has got partitions since this version was kept from it.
+
+    Read from its beginning, the older one of a key's records could come last.
+    """
+    stored = Offsets(version.view.name, version.version).read(connection)
+    names = {topic_name(settings.topic_prefix, table) for table in view.source_tables}
+    topics = _describe(
+        admin(settings, name=CLIENT_NAME), settings, sorted(names.intersection(at.topic for at in stored))
+    )
+    for topic in topics.values():
+        moved = keys_moved(topic, stored)
+        if moved:
+            raise Refused(
+                f"topic {topic.name}: {moved}, so that nothing right can be built from it. Delete it, have it made and "
+                f"filled again ({filling_advice(topic.name)}), and run this command again"
+            )
 
 
 def filling_group(settings: ProjectorSettings, connection: Connection, view: str) -> str:

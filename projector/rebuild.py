@@ -17,7 +17,7 @@ from projector.comparing import Comparison, compare
 from projector.daemon import SESSION_SETTINGS
 from projector.definition import View
 from projector.errors import NotApplicable, Refused
-from projector.filling import Filling, Progress, filling_group, open_filling, why_stuck
+from projector.filling import Filling, Progress, demand_unmoved, filling_group, open_filling, why_stuck
 from projector.lenient import leniency
 from projector.locks import changing_versions, keepers
 from projector.meeting import Pair, still_apart
@@ -76,7 +76,8 @@ class Versions:
     def begin(self, view: View) -> Registered:
         """Return the version to go on with, in state `building` or `ready`; one that is declared otherwise is dropped.
 
-        Raises Refused when a former version is still there, or something depends on what the swap would drop.
+        Raises Refused when a former version is still there, something depends on what the swap would drop, or keys have
+        moved between a topic's partitions.
         """
         versions = versions_of(self._connection, self._name)
         for one in versions:
@@ -91,6 +92,8 @@ class Versions:
             versions.remove(one)
             break
         self._demand_no_former(versions)
+        for one in versions:
+            demand_unmoved(self._settings, self._connection, one.kept, view)
         made = make_version(self._connection, view, versions)
         log.info("building", view=self._name, version=made.version)
         return Registered(made, State.BUILDING)

@@ -14,8 +14,9 @@ from compose.local.kafka import KafkaBroker
 from projector.changes import Changes, Groups
 from projector.consumer import ChangelogConsumer
 from projector.contributions import slots
+from projector.errors import Refused
 from projector.kept import KeptView, apply_batch, check, resume, start_offsets
-from projector.registry import ViewVersion
+from projector.registry import State, ViewVersion
 from projector.topics import Topic
 from projector.writer import Writer
 from runtime.errors import ConfigurationError
@@ -23,6 +24,7 @@ from runtime.kafka import LostHistory
 from tests.daemons import Daemons
 from tests.integration.changelog import Changelog, user
 from tests.integration.projector_steps import Steps, counts, physical, projector_settings, projector_steps, shown
+from tests.integration.rebuild_steps import unliked, versions_of
 from tests.waiting import wait_until
 from views.user_information import user_information
 
@@ -240,6 +242,13 @@ def test_added_partitions_stop_the_projector(steps: Steps, changelog: Changelog,
         projector_steps(projector_settings(settings_env)),
     ):
         pytest.fail("it has started")
+    with versions_of(settings_env) as versions:
+        with pytest.raises(Refused, match=r"it has 5 partitions and had 3.* nothing right can be built from it"):
+            versions.begin(user_information)
+        assert versions.begin(unliked).state is State.BUILDING
+    changelog.make_again("likes")
+    with versions_of(settings_env) as versions:
+        assert versions.begin(user_information).state is State.BUILDING
 
 
 class RebalancedWhileLingering(Consumer):
