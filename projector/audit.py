@@ -18,7 +18,7 @@ from psycopg.rows import scalar_row
 from projector.audit_sql import AuditStatements, as_key, build_audit_statements, key_and_row, key_parameters
 from projector.changes import Key
 from projector.definition import View
-from projector.errors import DefinitionError
+from projector.errors import DefinitionError, Refused
 from projector.reaching import wait_until_reached
 from projector.registry import active_versions
 from projector.source_check import padded_columns, padding_complaints
@@ -105,7 +105,8 @@ def audit_view(
     """Compare a view with a recomputation by SQL over its source tables, while both are in use.
 
     All rows, or those of `sample` random keys of the source and as many of the view. Raises NotReached when the view
-    has not reached the source's time within `wait_seconds`, DefinitionError when its key is padded in the source.
+    has not reached the source's time within `wait_seconds`, DefinitionError when its key is padded in the source, and
+    Refused when rows differ and another version was swapped in meanwhile, which may be of another definition.
     """
     began = time.monotonic()
     result = AuditResult(view.name)
@@ -118,6 +119,12 @@ def audit_view(
         suspects = audit.suspects(result) if sample is None else audit.sample(sample, result)
         for start in range(0, len(suspects), SETTLE_ROWS):
             audit.settle(suspects[start : start + SETTLE_ROWS], result)
+        (shown_now,) = active_versions(kept, [view], where=describe(view_url))
+    if result.differing_rows and shown_now.version != shown.version:
+        raise Refused(
+            f"view {view.name!r} was swapped from version {shown.version} to {shown_now.version} while it was audited: "
+            "run the audit again"
+        )
     result.seconds = time.monotonic() - began
     return result
 
