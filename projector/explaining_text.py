@@ -18,11 +18,11 @@ def explained_text(found: Explained) -> RenderableType:
     for name, value in (found.row or {}).items():
         head.add_row(name, "" if value is None else str(value))
     measures = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("measure", "value", "of rows", "their keys", "topic, applied before"):
+    for column in ("measure", "value", "of rows", "their keys", "topic, each partition applied before"):
         measures.add_column(column, overflow="fold")
     for one in found.measures:
-        offsets = ", ".join(f"{offset:,}" for offset in one.next_offsets)
-        measures.add_row(one.measure, str(one.value), f"{one.rows:,}", _keys(one), f"{one.topic}: {offsets}")
+        offsets = ", ".join(f"{partition}: {offset}" for partition, offset in enumerate(one.next_offsets))
+        measures.add_row(one.measure, str(one.value), f"{one.rows:,}", _keys(one), f"{one.topic} {offsets}")
     advice = "is not what its contributions give; run: viewkeeper-projector audit"
     wrong = [Text(f"{name} {advice}", style="bold red") for name in found.disagreeing]
     return Group(head, Text(), measures, *wrong)

@@ -1,6 +1,7 @@
 """`viewkeeper-projector explain`: what a row is made of, whatever its values are."""
 
 import json
+from datetime import datetime
 
 import psycopg
 import pytest
@@ -9,7 +10,7 @@ from projector.errors import DefinitionError
 from projector.explaining import explain
 from tests.daemons import standard_output
 from tests.integration.changelog import Changelog, user
-from tests.integration.projector_steps import Steps
+from tests.integration.projector_steps import Steps, as_of
 from views.user_information import user_information
 
 pytestmark = pytest.mark.newest_postgres
@@ -20,6 +21,8 @@ JOINED = {
     3: ("0044-03-15 00:00:00+00 BC", "0044-03-15T00:00:00+00:00 BC"),
     4: ("20000-01-01 00:00:00+00", "20000-01-01T00:00:00+00:00"),
 }
+
+STORED_OFFSETS = "SELECT partition, next_offset FROM projector.partition_offset WHERE topic = %s"
 
 
 def test_a_row_with_a_time_that_python_has_not_is_explained(
@@ -41,3 +44,26 @@ def test_a_row_with_a_time_that_python_has_not_is_explained(
         session.execute(f"ALTER DATABASE {session.info.dbname} SET TimeZone = 'Asia/Tokyo'")
     found = json.loads(standard_output(settings_env, "projector", "explain", "user_information", "1", "--json"))
     assert found["row"]["joined_date"] == JOINED[1][1]
+
+
+def test_partitions_offsets_and_as_of_are_those_that_the_row_is_of(
+    steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
+) -> None:
+    with changelog.transaction():
+        changelog.put("users", user(1))
+        for number in range(20):
+            changelog.tweet(number, 1)
+        changelog.watermark()
+    steps.catch_up()
+    found = json.loads(standard_output(settings_env, "projector", "explain", "user_information", "1", "--json"))
+    with psycopg.connect(view_url) as session:
+        stored: dict[int, int] = dict(session.execute(STORED_OFFSETS, [changelog.topic("tweets")]).fetchall())
+    measure = found["measures"][0]
+    assert (measure["measure"], measure["topic"]) == ("tweet_count", changelog.topic("tweets"))
+    assert dict(enumerate(measure["next_offsets"])) == stored
+    assert len(set(stored.values())) > 1
+    assert datetime.fromisoformat(found["as_of"]) == as_of(view_url)[0]
+    text = standard_output(settings_env, "projector", "explain", "user_information", "1")
+    offsets = ", ".join(f"{partition}: {offset}" for partition, offset in sorted(stored.items()))
+    assert f"{changelog.topic('tweets')} {offsets}" in text
+    assert found["as_of"][:19] in text
