@@ -19,7 +19,7 @@ from projector.retrying import Outcome, Retried, Retrier
 from runtime.cli import print_json, settings_epilog, start
 from runtime.postgres import connect, describe, translated
 from runtime.settings import ViewSettings, ViewStatusSettings
-from runtime.terminal import plain_console
+from runtime.terminal import plain_console, printable
 
 VIEWS = """
 SELECT DISTINCT view FROM projector.view_version ORDER BY view
@@ -159,7 +159,7 @@ def _gone(letter_id: int) -> ProjectorError:
 
 
 def _words(retried: Retried) -> str:
-    reason = f": {retried.reason}" if retried.reason else ""
+    reason = f": {printable(retried.reason)}" if retried.reason else ""
     return f"{retried.id} {retried.view}: {retried.outcome}{reason}"
 
 

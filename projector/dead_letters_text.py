@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from projector.dead_letters import DeadLetter
+from runtime.terminal import printable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -85,7 +86,8 @@ def list_text(found: LetterList) -> RenderableType:
     for one in found.dead_letters:
         place = f"{one.topic} {one.partition} {one.offset:,}"
         since = one.dead_since.isoformat(timespec="seconds")
-        table.add_row(str(one.id), f"{one.view} v{one.version}", place, _shown(one.key, "none"), since, one.reason)
+        key, reason = _shown(one.key, "none"), printable(one.reason)
+        table.add_row(str(one.id), f"{one.view} v{one.version}", place, key, since, reason)
     more = found.total - len(found.dead_letters)
     return Group(table, Text(f"and {more:,} more: --limit {found.total}")) if more else table
 
@@ -98,14 +100,14 @@ def whole_text(one: WholeLetter) -> RenderableType:
     table.add_row("record", f"topic {one.topic} partition {one.partition} offset {one.offset:,}")
     table.add_row("written at", one.written_at.isoformat() if one.written_at else "not known")
     table.add_row("dead since", one.dead_since.isoformat())
-    table.add_row("reason", one.reason)
+    table.add_row("reason", printable(one.reason))
     table.add_row("key", _shown(one.key, "none"))
     table.add_row("value", _shown(one.value, "none: a tombstone"))
     return table
 
 
 def _shown(text: str | None, nothing: str) -> str:
-    return nothing if text is None else text
+    return nothing if text is None else printable(text)
 
 
 def _text(raw: bytes | None) -> str | None:

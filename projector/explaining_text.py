@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from projector.explaining import Explained, MeasureExplained
+from runtime.terminal import printable
 
 
 def explained_text(found: Explained) -> RenderableType:
@@ -16,7 +17,7 @@ def explained_text(found: Explained) -> RenderableType:
     hidden = "" if found.is_shown else ", whose source row was not seen, or is gone: readers see nothing"
     head.add_row("key", f"{found.key}{hidden}")
     for name, value in (found.row or {}).items():
-        head.add_row(name, "" if value is None else str(value))
+        head.add_row(name, "" if value is None else printable(str(value)))
     measures = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("measure", "value", "of rows", "their keys", "topic, each partition applied before"):
         measures.add_column(column, overflow="fold")
@@ -33,4 +34,4 @@ def _keys(one: MeasureExplained) -> str:
     names = list(shown)
     if one.rows > len(names):
         names.insert(len(one.first), "…")
-    return " ".join(names)
+    return printable(" ".join(names))

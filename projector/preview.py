@@ -16,6 +16,7 @@ from projector.errors import DefinitionError
 from projector.keys import key_of, parse_key
 from projector.source_check import padded_columns, source_complaints
 from runtime.postgres import connect, describe, translated
+from runtime.terminal import printable
 
 MOST_ROWS = 10
 # A float has not all digits of a numeric.
@@ -82,7 +83,7 @@ def preview_text(view: View, found: Preview) -> RenderableType:
 def _shown(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+    return f"{value:f}" if isinstance(value, Decimal) else printable(str(value))
 
 
 def _without_blank_lines(query: str) -> str:

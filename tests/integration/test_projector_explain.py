@@ -50,7 +50,7 @@ def test_partitions_offsets_and_as_of_are_those_that_the_row_is_of(
     steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
 ) -> None:
     with changelog.transaction():
-        changelog.put("users", user(1))
+        changelog.put("users", user(1, "\x1b[31mred"))
         for number in range(20):
             changelog.tweet(number, 1)
         changelog.watermark()
@@ -67,3 +67,5 @@ def test_partitions_offsets_and_as_of_are_those_that_the_row_is_of(
     offsets = ", ".join(f"{partition}: {offset}" for partition, offset in sorted(stored.items()))
     assert f"{changelog.topic('tweets')} {offsets}" in text
     assert found["as_of"][:19] in text
+    assert "\\x1b[31mred" in text
+    assert "\x1b" not in text

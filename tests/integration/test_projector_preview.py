@@ -74,6 +74,12 @@ def test_numbers_have_all_their_digits(shop: dict[str, str]) -> None:
     assert " 0.0000001 " in text
 
 
+def test_a_value_that_a_terminal_would_obey_is_shown(shop: dict[str, str]) -> None:
+    with psycopg.connect(shop["VIEWKEEPER_SOURCE_URL"], autocommit=True) as session:
+        session.execute("UPDATE customers SET name = E'\\x1b[31mred' WHERE customer_id = 3")
+    assert " \\x1b[31mred " in standard_output(shop, "projector", "preview", VIEW, "3")
+
+
 def test_what_is_not_true_of_the_source_is_said_at_once(shop: dict[str, str]) -> None:
     with psycopg.connect(shop["VIEWKEEPER_SOURCE_URL"], autocommit=True) as session:
         session.execute("ALTER TABLE orders ALTER price TYPE float8")
