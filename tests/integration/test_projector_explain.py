@@ -63,7 +63,8 @@ def test_partitions_offsets_and_as_of_are_those_that_the_row_is_of(
     assert dict(enumerate(measure["next_offsets"])) == stored
     assert len(set(stored.values())) > 1
     assert datetime.fromisoformat(found["as_of"]) == as_of(view_url)[0]
-    text = standard_output(settings_env, "projector", "explain", "user_information", "1")
+    wide = {**settings_env, "COLUMNS": "200"}
+    text = standard_output(wide, "projector", "explain", "user_information", "1")
     offsets = ", ".join(f"{partition}: {offset}" for partition, offset in sorted(stored.items()))
     assert f"{changelog.topic('tweets')} {offsets}" in text
     assert found["as_of"][:19] in text

@@ -69,7 +69,7 @@ def test_numbers_have_all_their_digits(shop: dict[str, str]) -> None:
     with psycopg.connect(shop["VIEWKEEPER_SOURCE_URL"], autocommit=True) as session:
         session.execute("INSERT INTO orders VALUES (5, 3, 'paid', %s, 1), (6, 4, 'paid', 0.0000001, 1)", [spent])
     assert f'"spent":{spent}}}' in standard_output(shop, "projector", "preview", VIEW, "3", "--json")
-    text = standard_output(shop, "projector", "preview", VIEW)
+    text = standard_output({**shop, "COLUMNS": "200"}, "projector", "preview", VIEW)
     assert f" {spent} " in text
     assert " 0.0000001 " in text
 
