@@ -11,6 +11,7 @@ from cdc.decodings import open_decoding
 from cdc.wire import cursor_topic_name
 from projector.consumer import CLIENT_NAME, Batch, ChangelogConsumer, open_consumer
 from projector.definition import View
+from projector.errors import NotApplicable
 from projector.keeping import Keeping
 from projector.kept import apply_batch
 from projector.lenient import leniency
@@ -122,7 +123,7 @@ class Projector:
             if batch.records or batch.cursors or idle.due():
                 applied = _apply(connection, keeping, batch)
             caught_up |= consumer.caught_up and not keeping.missing
-            # Not applied: perhaps a version was dropped, and its offsets with it.
+            # Not applied: perhaps a version was left, or dropped, and its offsets with it.
             if (versions.due() or not applied) and keeping.is_outdated():
                 self._take_up(consumer, keeping)
             elif not applied:
@@ -254,7 +255,12 @@ def group_name(settings: ProjectorSettings, views: Sequence[View], database_id: 
 
 def _apply(connection: Connection, keeping: Keeping, batch: Batch) -> bool:
     began = time.monotonic()
-    if not apply_batch(connection, keeping.kept, batch):
+    try:
+        if not apply_batch(connection, keeping.kept, batch):
+            return False
+    except NotApplicable as error:
+        if not keeping.leave(error):
+            raise
         return False
     for view in keeping.shown:
         records = _of_topics(batch.records, view.topics)

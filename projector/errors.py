@@ -12,10 +12,11 @@ class DefinitionError(ConfigurationError):
 
 
 class NotApplicable(ProjectorError):  # noqa: N818 - the state, as the log reads it
-    """Records that a version of a view may not be left without cannot be applied to it; `version` is its number."""
+    """Records that may not be left out cannot be applied to a `version` of a `view`, given by number and name."""
 
-    def __init__(self, message: str, *, version: int) -> None:
+    def __init__(self, message: str, *, view: str, version: int) -> None:
         super().__init__(message)
+        self.view = view
         self.version = version
 
 

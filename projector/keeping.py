@@ -8,10 +8,11 @@ from psycopg import Connection
 from cdc.decoding import Decoding
 from projector.changes import Partition
 from projector.definition import View
+from projector.errors import NotApplicable
 from projector.kept import KeptView, check, estimate, resume, start_offsets
 from projector.lenient import Leniency
 from projector.locks import say_kept
-from projector.registry import Registered, Seen, State, kept_versions, look
+from projector.registry import LEFT, Registered, Seen, State, kept_versions, leave, look
 from projector.topics import Topic
 
 log = structlog.get_logger()
@@ -84,6 +85,20 @@ class Keeping:
         self._all_topics = frozenset[str]().union(*(view.topics for view in self._all))
         self._absent, self.kept = self._all_topics, []
         log.info("keeping", versions=[f"{one.kept.view.name} {one.kept.version} {one.state}" for one in self._versions])
+
+    def leave(self, error: NotApplicable) -> bool:
+        """Keep the version no longer that a record cannot be applied to; return whether it can be left.
+
+        That which readers see cannot. `take_up` is to follow.
+        """
+        found = next(
+            one for one in self._versions if (one.kept.view.name, one.kept.version) == (error.view, error.version)
+        )
+        if found.state not in LEFT:
+            return False
+        leave(self._connection, found)
+        log.warning("version_left", view=error.view, version=error.version, state=found.state, reason=str(error))
+        return True
 
     def find_topics(self, describe: Callable[[Sequence[str]], Mapping[str, Topic]]) -> bool:
         """Look for topics that were absent, all at first; return whether one has come."""

@@ -116,6 +116,7 @@ class LenientWriter:
                 f"view {self._version.view.name!r} would have {letters} dead letters or more, and "
                 f"{variable('projector_dead_letter_limit')} is {self._limit}: that many are no strays; nothing of this "
                 f"batch was applied. One of them: {_words(refused[0])}. {_altered_advice(self._version)}",
+                view=self._version.view.name,
                 version=self._version.version,
             )
 
@@ -135,6 +136,7 @@ def bad_record(refused: Refused, version: ViewVersion) -> BadRecord:
         f"{version.view.name!r}. Is its definition right, and does only the capture write to this topic, with the same "
         f"VIEWKEEPER_ENCODING? {_altered_advice(version)} {variable('projector_on_bad_record')}=dead_letter leaves "
         "such records out, and keeps them until newer ones of their keys come",
+        view=version.view.name,
         version=version.version,
     )
 

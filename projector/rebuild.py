@@ -22,6 +22,7 @@ from projector.lenient import leniency
 from projector.locks import changing_versions, keepers
 from projector.meeting import Pair, still_apart
 from projector.registry import (
+    KEPT,
     Registered,
     State,
     ViewVersion,
@@ -144,6 +145,7 @@ class Versions:
         while reason := self._still_apart(pair):
             yield Waiting(reason, is_kept=True)
             self._check_stop(MEET_POLL_SECONDS)
+            self._demand_kept(pair.new)
             if not self._is_kept(pair):
                 yield from self.meet(pair)
 
@@ -251,6 +253,14 @@ class Versions:
                     return
                 yield Waiting(reason or "the ends of their topics are not reached", is_kept=False)
                 self._check_stop()
+
+    def _demand_kept(self, version: ViewVersion) -> None:
+        """Raise Refused where the `run` that keeps the view has left a version, which would be waited for in vain."""
+        if version not in [one.kept for one in versions_of(self._connection, self._name) if one.state in KEPT]:
+            raise Refused(
+                f"version {version.version} of view {self._name!r} cannot be kept any longer: a record cannot be "
+                "applied to it, which viewkeeper-projector run has logged (version_left)"
+            )
 
     def _is_kept(self, pair: Pair) -> bool:
         """Return whether a `run` keeps the view; none can while its old version is stuck."""

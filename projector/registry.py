@@ -51,6 +51,10 @@ SET_STATE = """
 UPDATE projector.view_version SET state = %s WHERE view = %s AND version = %s
 """
 
+LEAVE = """
+UPDATE projector.view_version SET state = %s WHERE view = %s AND version = %s AND state = %s
+"""
+
 # Offsets and as-of go with it.
 REMOVE_VERSION = """
 DELETE FROM projector.view_version WHERE view = %s AND version = %s
@@ -64,11 +68,14 @@ class State(StrEnum):
     READY = "ready"  # filled and kept by `run`, until it is swapped in
     ACTIVE = "active"  # what readers see
     PREVIOUS = "previous"  # what they saw before, kept by `run` for `rollback`
-    RETIRED = "retired"  # could not be kept any longer when it was replaced; waits for its drop
+    RETIRED = "retired"  # could not be kept any longer, and readers do not see it; waits for its drop
 
 
 KEPT = (State.READY, State.ACTIVE, State.PREVIOUS)
 """The states of versions that `run` keeps."""
+
+LEFT = {State.READY: State.BUILDING, State.PREVIOUS: State.RETIRED}
+"""What becomes of those that it can keep no longer, and that readers do not see."""
 
 Seen = Sequence[tuple[str, int, str, str]]
 """What a cheap look at the registry shows: equal looks mean equal versions."""
@@ -182,6 +189,12 @@ def register(connection: Connection, version: ViewVersion) -> None:
 def set_state(connection: Connection, version: ViewVersion, state: State) -> None:
     """Change the state of a version."""
     connection.execute(SET_STATE, [state, version.view.name, version.version])
+
+
+def leave(connection: Connection, registered: Registered) -> None:
+    """Have `run` keep a version no longer, which is in a state of LEFT, unless that has changed meanwhile."""
+    one = registered.kept
+    connection.execute(LEAVE, [LEFT[registered.state], one.view.name, one.version, registered.state])
 
 
 def remove(connection: Connection, version: ViewVersion) -> None:

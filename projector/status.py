@@ -210,7 +210,7 @@ def _unkept_needs(connection: Connection, registered: Registered) -> list[str]:
     name, number = registered.kept.view.name, registered.kept.version
     drop = f"viewkeeper-projector drop {name} --version {number}"
     if registered.state is State.RETIRED:
-        return [f"it could not be kept when it was replaced: {drop} removes it"]
+        return [f"it cannot be kept any longer, nor rolled back to: {drop} removes it"]
     if version_changers(connection, name):
         return []
     return [f"nobody fills it: {rebuild_command(name)} goes on with it, {drop} gives it up"]

@@ -294,6 +294,30 @@ def test_records_of_before_a_column_came_are_left_out_until_newer_ones_come(
     assert rows(view_url, "SELECT flags FROM viewkeeper_as_of WHERE view = %s", VIEW) == [([],)]
 
 
+@pytest.mark.parametrize(("state", "left"), [(State.PREVIOUS, State.RETIRED), (State.READY, State.BUILDING)])
+def test_a_version_that_readers_do_not_see_stops_nobody(
+    changelog: Changelog, view_url: str, settings_env: dict[str, str], daemon: Daemons, state: State, left: State
+) -> None:
+    some_users(changelog, tweets=4)
+    with versions_of(settings_env) as versions:
+        swapped(versions, filled(versions, changed))
+        if state is State.READY:
+            versions.drop(versions.unseen(None))
+            filled(versions, user_information)
+        unseen = versions.unseen(None)
+        run = daemon("projector", "run")
+        run.wait_logged("keeping")
+        _lose_location(changelog)
+        said = run.wait_logged("version_left")
+        assert (said["version"], said["state"]) == (unseen.version, state)
+        assert "missing required field `location`" in said["reason"]
+        wait_until(lambda: shown(view_url)[1]["username"] == "bob", what="the row in the version that readers see")
+        with pytest.raises(Refused, match=r"cannot be kept any longer: .*version_left"):
+            met(versions, unseen)
+    assert states(view_url) == {2: "active", unseen.version: left}
+    assert run.is_running()
+
+
 def test_nobody_is_led_to_a_version_that_reads_a_column_that_is_gone(
     steps: Steps, changelog: Changelog, view_url: str, settings_env: dict[str, str]
 ) -> None:
