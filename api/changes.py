@@ -19,7 +19,7 @@ from cdc.decodings import open_decoding
 from cdc.wire import TableName, topic_name
 from projector.definition import ColumnType, View
 from runtime.errors import ViewkeeperError
-from runtime.kafka import consumer, kafka_error, translated
+from runtime.kafka import KafkaErrors, consumer, kafka_error, translated
 from runtime.settings import KafkaSettings
 
 log = structlog.get_logger()
@@ -116,10 +116,11 @@ class _Following:
         self._view_names: frozenset[str] = frozenset()
         self._partitions: dict[str, int] | None = None
         self._is_lost = False
+        self._errors = KafkaErrors()
 
     def note(self, error: KafkaError) -> None:
         """Take note of what librdkafka tells beside the records."""
-        log.warning("kafka_client", reason=error.str(), code=error.name())
+        self._errors(error)
         # It goes on by itself; but a broker that was killed may have lost records, and given their offsets to others.
         self._is_lost |= error.code() == KafkaError._ALL_BROKERS_DOWN
 

@@ -24,6 +24,9 @@ NO_KAFKA = (
     "for this api; set it, or ask for application/json"
 )
 
+# The second is nginx's: it would hold events back until some kilobytes have come.
+_OF_STREAMS = {"Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no"}
+
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
@@ -56,7 +59,7 @@ class StreamResponse:
     def __init__(self, streams: Streams, stream: Stream, headers: Mapping[str, str]) -> None:
         self._streams = streams
         self._stream = stream
-        self._headers = {"Content-Type": EVENT_STREAM, **headers}
+        self._headers = {**_OF_STREAMS, **headers}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream to its end."""
@@ -69,6 +72,6 @@ class StreamResponse:
 def head_of_stream(headers: Mapping[str, str]) -> Response:
     """Return the reply to HEAD: a stream's headers."""
     response = Response(headers=headers, media_type=None)
-    response.headers["Content-Type"] = EVENT_STREAM
+    response.headers.update(_OF_STREAMS)
     del response.headers["Content-Length"]
     return response

@@ -185,7 +185,7 @@ def _client(kind: Callable[..., ClientT], settings: KafkaSettings, name: str, op
         "client.id": name,
         "topic.metadata.refresh.interval.ms": 30_000,
         "reconnect.backoff.max.ms": 2_000,
-        "error_cb": _Errors(),
+        "error_cb": KafkaErrors(),
         # The callback has all errors but fatal ones already; what is left goes to our log, and not to stderr.
         "log_level": 2,
         "logger": _Lines(),
@@ -208,13 +208,14 @@ class _Lines:
         log.warning("kafka_client", reason=text % parts)
 
 
-class _Errors:
+class KafkaErrors:
     """Logs a client's errors, one that it repeats every ten seconds: it may try to connect twenty times in one."""
 
     def __init__(self) -> None:
         self._said_at: dict[str, float] = {}
 
     def __call__(self, error: KafkaError) -> None:
+        """Log an error, unless it was logged just now."""
         now, reason = time.monotonic(), _TOOK.sub("", error.str())
         self._said_at = {said: at for said, at in self._said_at.items() if now - at < SAY_AGAIN_SECONDS}
         if reason not in self._said_at:

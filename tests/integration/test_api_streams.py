@@ -42,6 +42,7 @@ def test_a_stream_begins_with_the_row_of_now_as_get_has_it(view: StreamedView, a
     with event_stream(api.port, "/users/100") as stream:
         row, as_of = stream.next(), stream.next()
     assert (stream.status, stream.headers["Content-Type"]) == (200, "text/event-stream")
+    assert stream.headers["X-Accel-Buffering"] == "no"
     for name in ("Cache-Control", "Vary", "Viewkeeper-As-Of"):
         assert stream.headers[name] == got.headers[name]
     assert row is not None
