@@ -57,8 +57,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _is_for_both(test: pytest.Item) -> bool:
-    reads_a_source = test.path.name.startswith(READS_A_SOURCE)
-    return reads_a_source and test.get_closest_marker("newest_postgres") is None
+    return _reads_a_source(test) and test.get_closest_marker("newest_postgres") is None
+
+
+def _reads_a_source(test: pytest.Item) -> bool:
+    return test.path.name.startswith(READS_A_SOURCE)
 
 
 @pytest.fixture(scope="session")
@@ -110,11 +113,17 @@ def topic_prefix(kafka: KafkaBroker) -> Iterator[str]:
 
 
 @pytest.fixture
-def settings_env(source_url: str, view_url: str, kafka: KafkaBroker, topic_prefix: str) -> dict[str, str]:
-    """Give the settings of this test's daemons; each listens on any free port and logs JSON lines."""
+def settings_env(
+    request: pytest.FixtureRequest, source_url: str, kafka: KafkaBroker, topic_prefix: str
+) -> dict[str, str]:
+    """Give the settings of this test's daemons; each listens on any free port and logs JSON lines.
+
+    Tests that read a source have a view database only where they ask for one: to make one and drop it takes a while.
+    """
+    has_view = not _reads_a_source(request.node) or "view_url" in request.fixturenames
     return {
         "VIEWKEEPER_SOURCE_URL": source_url,
-        "VIEWKEEPER_VIEW_URL": view_url,
+        **({"VIEWKEEPER_VIEW_URL": request.getfixturevalue("view_url")} if has_view else {}),
         "VIEWKEEPER_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "VIEWKEEPER_TOPIC_PREFIX": topic_prefix,
         "VIEWKEEPER_LOG_FORMAT": "json",
