@@ -7,23 +7,56 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from compose.local.errors import LocalSettingError, LocalStackError
+
+Process = subprocess.Popen[Any]
 
 READY_POLL_SECONDS = 0.03
 LOG_TAIL_LINES = 25
 _SERVER_PORTS = range(16_000, 32_000)
 
-# Linux sends a child its parent-death signal when the *thread* that started it ends, so all children are
-# started by one thread that lives as long as this process.
-_starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-server-starter")
+
+class _Starter:
+    """Starts all children in one thread, which lives as long as this process.
+
+    Linux sends a child its parent-death signal when the *thread* that started it ends. An executor's threads are waited
+    for when a process ends, for ever if an interrupt came just as one was made; a daemon thread is not.
+    """
+
+    def __init__(self) -> None:
+        self._calls = SimpleQueue[tuple[Callable[[], Process], Future[Process]]]()
+        self._thread: threading.Thread | None = None
+
+    def call(self, start: Callable[[], Process], future: Future[Process]) -> None:
+        """Have `start` called, and the future get what comes of it."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="local-server-starter", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._calls.put((start, future))
+
+    def _run(self) -> None:
+        while True:
+            start, future = self._calls.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(start())
+            except OSError as error:
+                future.set_exception(error)
+
+
+_starter = _Starter()
 
 
 @dataclass(frozen=True)
@@ -111,12 +144,24 @@ def run_to_end(name: str, arguments: Sequence[str], *, log_path: Path) -> None:
 
 
 def started(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a child, which reads nothing, so that `death_prefix` counts for as long as this process lives."""
+    """Start a child, which reads nothing, so that `death_prefix` counts for as long as this process lives.
 
-    def start() -> subprocess.Popen[Any]:
+    An interrupt meanwhile leaves no child behind that nobody knows of.
+    """
+
+    def start() -> Process:
         return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, **options)
 
-    return _starter.submit(start).result()
+    future = Future[Process]()
+    try:
+        _starter.call(start, future)
+        return future.result()
+    except KeyboardInterrupt:
+        if not future.cancel():
+            process = future.result()
+            process.terminate()
+            process.wait()
+        raise
 
 
 def death_prefix(death_signal: signal.Signals) -> list[str]:
