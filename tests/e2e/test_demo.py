@@ -51,9 +51,7 @@ class Demo:
 
     def wait_for_output(self, text: str) -> None:
         """Wait until it has written `text`, or has ended."""
-        wait_until(
-            lambda: text in self.output or self.process.poll() is not None, timeout_seconds=END_SECONDS, what=text
-        )
+        wait_until(lambda: text in self.output or self.process.poll() is not None, timeout_seconds=60, what=text)
         assert text in self.output, self.output
 
     def wait_for_its_end(self) -> int:
