@@ -5,14 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 
 import psycopg
 import pytest
 
 from projector.audit import AuditResult, audit_view
-from projector.definition import Column, ColumnType, Count
 from projector.errors import Refused
 from projector.reaching import NotReached
 from runtime.postgres import describe
@@ -21,6 +19,7 @@ from tests.integration.changelog import Changelog
 from tests.integration.projector_steps import Steps
 from tests.integration.rebuild_steps import filled, swapped, versions_of
 from tests.waiting import wait_until
+from tests.worded_view import user_information as worded
 from views.user_information import user_information
 
 TABLES = ("users", "tweets", "follows", "likes")
@@ -183,21 +182,6 @@ class TestAuditOfAViewInStep:
         )
 
 
-# No tweet of the source has a text.
-without_tweets = replace(
-    user_information,
-    measures=(
-        Count(
-            "tweet_count",
-            of="public.tweets",
-            by="user_id",
-            where="text <> ''",
-            columns=(Column("text", ColumnType.TEXT),),
-        ),
-        *user_information.measures[1:],
-    ),
-)
-
 AUDIT_WAITS = """
 SELECT FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'viewkeeper-audit' AND query LIKE '%viewkeeper_as_of%'
@@ -213,7 +197,7 @@ def test_swap_meanwhile_is_said_and_no_row_is_blamed(
         audited = thread.submit(audit, source_url, view_url)
         wait_until(lambda: session.execute(AUDIT_WAITS).fetchone() is not None, what="the audit to wait for the view")
         with versions_of(settings_env) as versions:
-            swapped(versions, filled(versions, without_tweets))
+            swapped(versions, filled(versions, worded))
         session.execute("UPDATE projector.as_of SET as_of = now() + interval '1 hour'")
         with pytest.raises(Refused, match="was swapped from version 1 to 2 while it was audited"):
             audited.result()
