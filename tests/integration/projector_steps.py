@@ -10,6 +10,7 @@ import pytest
 
 from cdc.decodings import open_decoding
 from cdc.wire import cursor_topic_name
+from projector.changes import Partition
 from projector.consumer import Batch, ChangelogConsumer, open_consumer
 from projector.daemon import SESSION_SETTINGS
 from projector.definition import View
@@ -63,21 +64,39 @@ class Steps:
         self.step()
 
     def catch_up(self, max_records: int = 10_000) -> None:
-        """Apply all that the topics hold now."""
-        ends = {
+        """Apply all that the topics hold now, the ends of their transactions included."""
+        # Such an end may be written after the commit returned, and is there for sure once its records were read.
+        reached = self._apply_to(self._ends(), {}, max_records)
+        self._apply_to(self._ends(), reached, max_records)
+
+    def _ends(self) -> dict[Partition, int]:
+        return {
             (topic.name, partition): end
             for topic in self.describe().values()
             for partition, end in enumerate(topic.high)
         }
 
-        def at_end() -> bool:
-            batch = self.read(max_records)
-            if not apply_batch(self.connection, self.kept, batch):
-                self.consumer.rewind()
-                return False
-            return all(batch.ended.get(place, -1) >= end for place, end in ends.items())
+    def _apply_to(
+        self, ends: Mapping[Partition, int], reached: Mapping[Partition, int], max_records: int
+    ) -> Mapping[Partition, int]:
+        """Apply batches until these `ends` are `reached`; return what then is."""
 
-        wait_until(at_end, what="the projector to catch up")
+        def is_applied() -> bool:
+            return all(reached.get(place, -1) >= end for place, end in ends.items())
+
+        def is_applied_after_a_batch() -> bool:
+            nonlocal reached
+            batch = self.read(max_records)
+            if apply_batch(self.connection, self.kept, batch):
+                reached = batch.ended
+            else:
+                reached = {}
+                self.consumer.rewind()
+            return is_applied()
+
+        if not is_applied():
+            wait_until(is_applied_after_a_batch, what="the projector to catch up")
+        return reached
 
 
 @contextmanager
