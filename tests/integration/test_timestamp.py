@@ -53,10 +53,10 @@ def test_a_reconcile_of_mode_bulk_waits_for_a_pass_and_takes_it_for_proof(
 ) -> None:
     # Who reads a row is part of it, so that the command finds others than any pass has published.
     polled.run("CREATE VIEW read_by AS SELECT id, current_setting('application_name') AS reader FROM items")
-    settings = {**polled.tables(read_by=f'{BULK}\nkey = ["id"]'), "VIEWKEEPER_CDC_BULK_SECONDS": "3"}
+    settings = {**polled.tables(read_by=f'{BULK}\nkey = ["id"]'), "VIEWKEEPER_CDC_BULK_SECONDS": "4"}
     daemon("cdc", "run", settings=settings)
     wait_until(lambda: polled.watermark_time("read_by"), what="the first pass")
-    command = daemon("cdc", "reconcile", "--wait-seconds", "1.5", settings=settings)
+    command = daemon("cdc", "reconcile", "--wait-seconds", "3.5", settings=settings)
     assert command.wait(60) == 1
     assert "10 keys differ still" in command.log_text()
     marks = [entry.watermark for cursor in polled.cursors() if (entry := cursor.tables.get("public.read_by"))]
