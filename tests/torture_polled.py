@@ -38,6 +38,8 @@ _QUIET: Mapping[str, list[Key]] = {
     "worded": [(f"quiet {number}",) for number in range(_QUIET_COUNT)],
     "late": [(-number,) for number in range(1, _QUIET_COUNT + 1)],
 }
+_QUIET_AT_FIRST = {relation: frozenset(_QUIET[relation][: _QUIET_COUNT // 2]) for relation in ("plain", "worded")}
+"""Those that have a row before anything is polled."""
 _LEAST_QUIET = 10
 _STAMPS = (Stamp.NOW, Stamp.LONG_AGO, Stamp.NONE, Stamp.KEPT)
 """How quiet keys are stamped."""
@@ -71,6 +73,7 @@ class PolledWriter(Writer):
             (self._append, 8, ("late",)),
             (self._stamp_alike, 15, ("plain", "worded", "emptied")),
             (self._change_quietly, 15, tuple(_QUIET)),
+            (self._delete_quietly, 15, tuple(_QUIET_AT_FIRST)),
         ]
 
     def _stamp_alike(self, transaction: Transaction, relation: str) -> None:
@@ -97,6 +100,11 @@ class PolledWriter(Writer):
             keys.remove(key)
         transaction.upsert(relation, [key], self._filling(), stamp=stamp)
 
+    def _delete_quietly(self, transaction: Transaction, relation: str) -> None:
+        keys = [key for key in self._quiet[relation] if key in _QUIET_AT_FIRST[relation]]
+        if keys:
+            transaction.delete(relation, [self._random.choice(keys)])
+
 
 def fill_polled(url: str) -> list[Note]:
     """Make the tables, with a row of every key that may be deleted and of half of the quiet ones."""
@@ -106,8 +114,8 @@ def fill_polled(url: str) -> list[Note]:
         transaction = Transaction(session)
         transaction.upsert("plain", [(number,) for number in range(KEY_COUNT)], "at first")
         transaction.upsert("worded", [(f'wörd "{number}" \\ %s',) for number in range(KEY_COUNT)], "at first")
-        for relation in ("plain", "worded"):
-            transaction.upsert(relation, _QUIET[relation][::2], "at first", stamp=Stamp.LONG_AGO)
+        for relation, keys in _QUIET_AT_FIRST.items():
+            transaction.upsert(relation, list(keys), "at first", stamp=Stamp.LONG_AGO)
         session.execute("COMMIT")
         return [*notes, noted(transaction)]
 
@@ -123,6 +131,12 @@ def lost(notes: Iterable[Note]) -> dict[Place, Change]:
         if known is None or known.version < change.version:
             newest[change.relation, change.key] = change
     return {place: change for place, change in newest.items() if not _is_seen(change)}
+
+
+def may_be_found(place: Place) -> bool:
+    """Return whether a poll may have found a row that is deleted, and sees the delete if it reads it too late."""
+    relation, key = place
+    return relation != "late" and key not in _QUIET_AT_FIRST.get(relation, ())
 
 
 def topics(source: CapturedSource) -> dict[str, Changelog]:
