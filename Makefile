@@ -46,7 +46,7 @@ format: $(INSTALLED) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-%: $(INSTALLED) ## measure capture, large, encoding, projector, api, streams, freshness; SCALE=0.1, capture: PEER=debezium, SOURCE=wal or timestamp, ROUNDS=3; projector: PROCESSES=2, GROWTH=1
+bench-%: $(INSTALLED) ## measure capture, large, encoding, projector, api, streams, freshness; SCALE=0.1, capture: PEER=debezium, SOURCE=wal or timestamp, ROUNDS=3; projector: PROCESSES=2, GROWTH=1, freshness: PARTITIONS=1
 	@$(BIN)/python -m tests.bench.$*
 
 lock: $(INSTALLED) ## lock the requirements of pyproject.toml anew

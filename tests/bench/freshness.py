@@ -12,6 +12,7 @@ from tests.bench.figures import USUAL_RATE, Figures, at_rate, report
 from tests.bench.freshness_probes import probe
 from tests.bench.percentiles import summarise
 from tests.bench.targets import Target, missed
+from tests.bench.topics import PARTITIONS
 from tests.bench.working_pipeline import working_pipeline, workload
 
 SECONDS = 60.0
@@ -25,13 +26,13 @@ TARGETS = {
 }
 
 
-def measure(stack: BenchStack, scale: float, rate: int) -> Figures:
+def measure(stack: BenchStack, scale: float, rate: int, partitions: int) -> Figures:
     """Return the figures at `rate` and at the low rate."""
     seconds = max(SECONDS * scale, LEAST_SECONDS)
-    figures: Figures = {}
+    figures: Figures = {"partitions": partitions}
     say("loading the population and starting the pipeline")
     with (
-        working_pipeline(stack, Sizes().scaled(scale), with_view_topic=True) as pipeline,
+        working_pipeline(stack, Sizes().scaled(scale), with_view_topic=True, partitions=partitions) as pipeline,
         pipeline.daemon("api.cli", "run") as api,
     ):
         url = f"http://127.0.0.1:{api.port('api_listening')}"
@@ -66,10 +67,18 @@ def _at(pipeline: Pipeline, url: str, rate: int, seconds: float) -> Figures:
 @click.command()
 @scale_option
 @rate_option(USUAL_RATE)
-def main(scale: float, rate: int) -> None:
+@click.option(
+    "--partitions",
+    envvar="PARTITIONS",
+    default=PARTITIONS,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Partitions of each topic.",
+)
+def main(scale: float, rate: int, partitions: int) -> None:
     """Measure freshness at RATE and at 200 changes/s."""
     with bench_stack() as stack:
-        figures = measure(stack, scale, rate)
+        figures = measure(stack, scale, rate, partitions)
     for line in missed(figures, TARGETS):
         say(line)
     report("freshness", figures, rate=rate)

@@ -13,6 +13,7 @@ from compose.demo.workload import WorkloadReport
 from tests.bench.bench_stack import BenchStack, Pipeline
 from tests.bench.errors import BenchError
 from tests.bench.processes import Daemon
+from tests.bench.topics import PARTITIONS
 
 SOURCE = "source"
 VIEW = "view"
@@ -25,14 +26,17 @@ LEAST_RATE_SHARE = 0.9
 
 
 @contextmanager
-def working_pipeline(stack: BenchStack, sizes: Sizes, *, with_view_topic: bool = False) -> Iterator[Pipeline]:
+def working_pipeline(
+    stack: BenchStack, sizes: Sizes, *, with_view_topic: bool = False, partitions: int = PARTITIONS
+) -> Iterator[Pipeline]:
     """Migrate two databases, load a population, run capture and projector; yield once the view reflects all of it.
 
-    With its topic the view is captured, too.
+    With its topic the view is captured, too. Topics have so many `partitions`.
     """
     stack.create_database(SOURCE)
     stack.create_database(VIEW)
-    pipeline = stack.pipeline(source=SOURCE, view=VIEW, topic_prefix="bench")
+    topics = {"VIEWKEEPER_TOPIC_PARTITIONS": str(partitions)}
+    pipeline = stack.pipeline(source=SOURCE, view=VIEW, topic_prefix="bench", further=topics)
     pipeline.migrate("source", "demo", "view")
     with psycopg.connect(pipeline.source_url, autocommit=True) as connection:
         load_population(connection, sizes)
@@ -40,7 +44,7 @@ def working_pipeline(stack: BenchStack, sizes: Sizes, *, with_view_topic: bool =
     with ExitStack() as running:
         daemons = [running.enter_context(pipeline.daemon(f"{part}.cli", "run")) for part in ("cdc", "projector")]
         if with_view_topic:
-            further = {"VIEWKEEPER_CDC_NAME": "view"}
+            further = {**topics, "VIEWKEEPER_CDC_NAME": "view"}
             of_view = stack.pipeline(source=VIEW, view=VIEW, topic_prefix=pipeline.topic_prefix, further=further)
             of_view.migrate("source")
             of_view.attach(VIEW_TABLE)
