@@ -19,6 +19,8 @@ log = structlog.get_logger()
 class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far a table has been read: behind the row that has `after` in the columns `by`, None before all rows.
 
+    `by` names them with their types, whose texts the values are.
+
     `swept_at` is when the newest sweep was begun, or the reading of all rows that ends with one, by the source's clock;
     all transactions before `swept_xmin` had ended then. `keys_request` is the newest request for keys whose rows have
     been read. `looked_at` was the newest timestamp when the newest look back that is over was begun; all transactions
@@ -74,7 +76,7 @@ class Polling:
 
     def __init__(self, polled: PolledTable, intervals: Intervals) -> None:
         self.polled = polled
-        self.by = ("bulk",) if polled.mode is Mode.BULK else timestamp_sql.order_columns(polled)
+        self.by = ("bulk",) if polled.mode is Mode.BULK else timestamp_sql.order_types(polled)
         self.look_back = LookBack(
             intervals.look_back_seconds if polled.timestamp else 0, bounded=polled.table.kind is not Kind.VIEW
         )

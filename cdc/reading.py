@@ -311,7 +311,7 @@ class Reader:
         log.info("snapshot_begins", table=str(table.name))
         return progress.begun(
             entry,
-            position=round_.position_of(table),
+            position=self._source.begun_at(round_, table),
             fingerprint=seen.fingerprint,
             time=round_.time,
             pass_began=round_.pass_began,

@@ -96,6 +96,10 @@ class Source(ABC):
         their marks may be known: they are drained then.
         """
 
+    def begun_at(self, round_: Round, table: CapturedTable) -> str:
+        """Return, inside a round, the position of a table that is read anew from then on."""
+        return round_.position_of(table)
+
     @abstractmethod
     def seen(self, tables: Sequence[CapturedTable]) -> dict[int, Seen]:
         """Return what tables look like in the open transaction's snapshot, by attachment."""

@@ -119,10 +119,18 @@ class TimestampSource(Source):
                 polling = self._pollings[table.attachment]
                 polling.tell()
                 position, is_behind = self._moved(round_, polling, previous.get(table.name), page_rows(table))
-                positions[table.attachment] = position.text()
+                if position is not None:
+                    positions[table.attachment] = position.text()
                 behind |= {table.attachment} if is_behind else set()
             round_.positions, round_.behind = positions, frozenset(behind)
             yield round_
+
+    def begun_at(self, round_: Round, table: CapturedTable) -> str:
+        """Return the place of the newest row that is there now: numbers may begin again, and zones may have changed."""
+        polling = self._pollings[table.attachment]
+        position = self._anew(round_, polling)
+        polling.look_back.forget(position.newest, position.looked_xmin)
+        return position.text()
 
     def seen(self, tables: Sequence[CapturedTable]) -> dict[int, Seen]:
         """Return what tables look like, and how they are polled."""
@@ -187,11 +195,14 @@ class TimestampSource(Source):
             pass_began=None if is_replica else began,
         )
 
-    def _moved(self, round_: Round, polling: Polling, text: str | None, most_rows: int) -> tuple[Position, bool]:
-        """Add what a table has for this round; return how far it has come, and whether there is more."""
+    def _moved(self, round_: Round, polling: Polling, text: str | None, most_rows: int) -> tuple[Position | None, bool]:
+        """Add what a table has for this round; return how far it comes, None if nowhere, and whether there is more."""
         position, is_bulk = polling.position(text), polling.polled.mode is Mode.BULK
         if position is None:
-            return self._anew(round_, polling), is_bulk
+            if text is not None:
+                # One in another order: nobody knows which rows lie behind it.
+                self._pass(round_, polling)
+            return None, is_bulk
         if is_bulk:
             return self._passed(round_, polling, position), True
         return self._polled(round_, polling, position, most_rows)
@@ -210,14 +221,17 @@ class TimestampSource(Source):
         )
 
     def _passed(self, round_: Round, polling: Polling, position: Position) -> Position:
-        """Begin with all rows again when the time has come; return the table's position."""
+        """Have all rows read again when the time has come; return the table's position until then."""
         entry = self._published.get(str(polling.polled.table.name))
         # Whether the newest pass is at its end, Kafka tells: a pass begun too soon would never come there.
         is_over = entry is not None and entry.complete and entry.position == position.text()
         if not is_over or not position.is_due(round_.time, self._intervals.bulk_seconds):
             return position
+        self._pass(round_, polling)
+        return position
+
+    def _pass(self, round_: Round, polling: Polling) -> None:
         round_.found.append(Found(polling.polled.table, 0, frozenset((Mark.PASS,)), NO_KEYS))
-        return self._anew(round_, polling)
 
     def _polled(self, round_: Round, polling: Polling, position: Position, most_rows: int) -> tuple[Position, bool]:
         """Add a page at most of changed rows, late ones, and keys that were asked for."""

@@ -44,6 +44,11 @@ def order_columns(polled: PolledTable) -> tuple[str, ...]:
     return tuple(name for name, _, _ in _order(polled))
 
 
+def order_types(polled: PolledTable) -> tuple[str, ...]:
+    """Name what orders a table's rows, each with its type."""
+    return tuple(f"{name} {cast}" for name, _, cast in _order(polled))
+
+
 def key_places(polled: PolledTable) -> tuple[int, ...]:
     """Return where the key's columns are among those that order the rows."""
     names = order_columns(polled)

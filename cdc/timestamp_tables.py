@@ -229,9 +229,9 @@ def looks(connection: psycopg.Connection, tables: Sequence[PolledTable]) -> dict
 
 def _how(polled: PolledTable) -> str:
     """Say how a table is polled and what leaves it: where that changes, the table is read anew."""
-    names = [*polled.table.columns, *polled.timestamp, *([polled.incrementing] if polled.incrementing else [])]
-    masked = [column.name for column in names if column.is_masked]
-    return f"{polled.mode} {','.join(column.name for column in names)} {','.join(masked)}"
+    orders = [*polled.timestamp, *([polled.incrementing] if polled.incrementing else [])]
+    listed = [(column.name, column.is_masked) for column in polled.table.columns]
+    return f"{polled.mode} {listed} {[column.name for column in orders]} {[column.name for column in polled.table.key]}"
 
 
 def _mode(options: TableOptions) -> Mode:

@@ -156,6 +156,68 @@ def test_a_truncated_table_is_read_anew(polled: PolledSource, daemon: Daemons) -
     polled.wait_keys("items")
 
 
+def test_numbers_that_begin_again_with_a_truncate_are_followed(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run(
+        "CREATE TABLE numbered (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text)",
+        "INSERT INTO numbered (text) SELECT 'before' FROM generate_series(1, 10)",
+    )
+    daemon("cdc", "run", settings=polled.tables(numbered=INCREMENTING))
+    polled.wait_published("numbered")
+    polled.run("TRUNCATE numbered RESTART IDENTITY", "INSERT INTO numbered (text) VALUES ('after')")
+    polled.wait_keys("numbered", 1)
+    polled.run("INSERT INTO numbered (text) VALUES ('and'), ('after')")
+    polled.wait_keys("numbered", 1, 2, 3)
+
+
+def test_a_time_to_come_is_no_place_any_more_after_a_truncate(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run(
+        "CREATE TABLE zoneless (id bigint PRIMARY KEY, updated_at timestamp)",
+        "INSERT INTO zoneless VALUES (1, '9999-12-31')",
+    )
+    daemon("cdc", "run", settings=polled.tables(zoneless=TIMESTAMP))
+    polled.wait_published("zoneless")
+    polled.run("TRUNCATE zoneless", "INSERT INTO zoneless VALUES (2, now())")
+    polled.wait_keys("zoneless", 2)
+    polled.run("INSERT INTO zoneless VALUES (3, now())")
+    polled.wait_keys("zoneless", 2, 3)
+
+
+def test_a_timestamp_that_gets_a_zone_is_followed(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run(
+        "CREATE TABLE zoned (id bigint PRIMARY KEY, updated_at timestamp)",
+        "INSERT INTO zoned VALUES (1, now() AT TIME ZONE 'Europe/Berlin')",
+    )
+    daemon("cdc", "run", settings={**polled.tables(zoned=TIMESTAMP), **NO_LOOK_BACK})
+    polled.wait_published("zoned")
+    polled.run(
+        "ALTER TABLE zoned ALTER updated_at TYPE timestamptz USING updated_at AT TIME ZONE 'Europe/Berlin'",
+        "INSERT INTO zoned VALUES (2, now())",
+    )
+    polled.wait_keys("zoned", 1, 2)
+    # An hour ahead of what came by the old type.
+    polled.run("INSERT INTO zoned VALUES (3, now())")
+    polled.wait_keys("zoned", 1, 2, 3)
+
+
+def test_a_column_that_orders_rows_and_is_listed_instead_has_all_rows_read_again(
+    polled: PolledSource, daemon: Daemons
+) -> None:
+    polled.run(
+        "CREATE TABLE dated (id bigint PRIMARY KEY, created_at timestamptz, updated_at timestamptz)",
+        "INSERT INTO dated VALUES (1, now(), now())",
+    )
+    options = 'mode = "timestamp"\ncolumns = {}\ntimestamp = {}'
+    before = options.format('["id", "updated_at"]', '["created_at", "updated_at"]')
+    capture = daemon("cdc", "run", settings=polled.tables(dated=before))
+    polled.wait_published("dated")
+    capture.terminate()
+    polled.run("INSERT INTO dated VALUES (2, now(), now())")
+    after = options.format('["id", "updated_at", "created_at"]', '["updated_at"]')
+    daemon("cdc", "run", settings=polled.tables(dated=after))
+    wait_until(lambda: all("created_at" in row for row in polled.rows("dated").values()), what="the listed column")
+    polled.wait_keys("dated", 1, 2)
+
+
 def test_what_is_lost_is_what_is_said_and_reconcile_mends_it(polled: PolledSource, daemon: Daemons) -> None:
     settings = {**polled.tables(items=TIMESTAMP), **NO_LOOK_BACK}
     daemon("cdc", "run", settings=settings)

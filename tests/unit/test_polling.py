@@ -11,7 +11,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def test_a_position_reads_back_as_it_was_written() -> None:
-    position = Position(by=("id",), after=("7",), swept_at=NOON, keys_request=3)
+    position = Position(by=("id bigint",), after=("7",), swept_at=NOON, keys_request=3)
     assert Polling(POLLED, NOTHING).position(position.text()) == position
 
 
@@ -30,8 +30,8 @@ def test_one_in_another_order_is_none() -> None:
 
 
 def test_one_that_tells_of_no_sweep_goes_on_and_sweeps_at_once() -> None:
-    position = Polling(POLLED, NOTHING).position('{"by":["id"],"after":["7"]}')
-    assert position == Position(by=("id",), after=("7",))
+    position = Polling(POLLED, NOTHING).position('{"by":["id bigint"],"after":["7"]}')
+    assert position == Position(by=("id bigint",), after=("7",))
     assert position.is_due(NOON, 3600)
 
 
