@@ -207,12 +207,12 @@ def test_a_column_that_orders_rows_and_is_listed_instead_has_all_rows_read_again
         "INSERT INTO dated VALUES (1, now(), now())",
     )
     options = 'mode = "timestamp"\ncolumns = {}\ntimestamp = {}'
-    before = options.format('["id", "updated_at"]', '["created_at", "updated_at"]')
+    before = options.format('["id"]', '["created_at", "updated_at"]')
     capture = daemon("cdc", "run", settings=polled.tables(dated=before))
     polled.wait_published("dated")
     capture.terminate()
     polled.run("INSERT INTO dated VALUES (2, now(), now())")
-    after = options.format('["id", "updated_at", "created_at"]', '["updated_at"]')
+    after = options.format('["id", "created_at"]', '["updated_at"]')
     daemon("cdc", "run", settings=polled.tables(dated=after))
     wait_until(lambda: all("created_at" in row for row in polled.rows("dated").values()), what="the listed column")
     polled.wait_keys("dated", 1, 2)
