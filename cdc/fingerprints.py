@@ -6,16 +6,7 @@ from dataclasses import dataclass
 from cdc.cursor import Fingerprint
 from cdc.tables import CapturedTable, SourceKind
 
-FINGERPRINTS_SQL = """
-WITH RECURSIVE wanted AS (
-    SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(rows_oids)s::oid[], %(sources)s::text[],
-                         %(levels)s::text[], %(projected)s::boolean[])
-        AS w (attachment, root, rows, source, level, projected)
-), tree AS (
-    SELECT attachment, root AS oid FROM wanted
-    UNION ALL
-    SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
-), columns AS (
+SHAPES = """columns AS (
     -- What ADD COLUMN with DEFAULT adds to rows, and what a virtual column is computed by, are part of the rows' shape.
     SELECT w.attachment, string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
         a.atthasmissing, a.attmissingval::text,
@@ -44,7 +35,22 @@ WITH RECURSIVE wanted AS (
          FROM pg_catalog.pg_type y JOIN pg_catalog.pg_attribute a ON a.attrelid = y.typrelid
          WHERE y.oid = t.oid AND a.attnum > 0 AND NOT a.attisdropped)), ';' ORDER BY t.oid) AS text
     FROM types t GROUP BY t.attachment
-), relations AS (
+)"""
+"""Of each table in `wanted` (attachment, root): its columns, and the types of theirs that somebody made, as texts.
+
+It stands in a WITH RECURSIVE; `labels` has no row for a table without such types.
+"""
+
+FINGERPRINTS_SQL = f"""
+WITH RECURSIVE wanted AS (
+    SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(rows_oids)s::oid[], %(sources)s::text[],
+                         %(levels)s::text[], %(projected)s::boolean[])
+        AS w (attachment, root, rows, source, level, projected)
+), tree AS (
+    SELECT attachment, root AS oid FROM wanted
+    UNION ALL
+    SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+), {SHAPES}, relations AS (
     -- Another query of a view changes rows; whoever leads a projected one to other tables logs which.
     SELECT t.attachment, string_agg(concat_ws(' ', c.oid, c.relpersistence,
                (SELECT r.xmin FROM pg_catalog.pg_rewrite r
@@ -97,7 +103,7 @@ SELECT w.attachment, md5(concat_ws('|', c.text, l.text, r.text,
                  'change log; detach it and attach it anew' END
 FROM wanted w JOIN columns c USING (attachment) JOIN relations r USING (attachment)
 LEFT JOIN labels l USING (attachment)
-"""
+"""  # noqa: S608 - constants alone
 """One row a table, in the open transaction's snapshot: attachment, shape, files, and why its changes are not logged."""
 
 

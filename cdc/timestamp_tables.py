@@ -8,7 +8,7 @@ from psycopg.rows import class_row
 
 from cdc.column_types import CAST, COLUMN_TYPES, TYPE
 from cdc.errors import CaptureError
-from cdc.fingerprints import Seen
+from cdc.fingerprints import SHAPES, Seen
 from cdc.table_options import Level, Mode, TableOptions
 from cdc.tables import CapturedTable, Column, Kind, SourceKind
 from cdc.wire import TableName
@@ -72,27 +72,28 @@ FROM cdc.captured_table WHERE capture = %(capture)s ORDER BY id
 """
 # What changes with rows that no column tells of: other columns, another view, partitions, and a table's files, which
 # TRUNCATE and rewriting statements make anew.
-_LOOKS = """
-WITH RECURSIVE tree AS (
-    SELECT w.oid AS root, w.oid FROM unnest(%(oids)s::oid[]) AS w(oid)
+_LOOKS = f"""
+WITH RECURSIVE wanted AS (
+    SELECT w.oid AS attachment, w.oid AS root FROM unnest(%(oids)s::oid[]) AS w (oid)
+), tree AS (
+    SELECT attachment, root AS oid FROM wanted
     UNION ALL
-    SELECT t.root, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
-), columns AS (
-    SELECT a.attrelid AS root, string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
-               a.atthasmissing, a.attmissingval::text), ';' ORDER BY a.attnum) AS text
-    FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = ANY (%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
-    GROUP BY a.attrelid
+    SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+), {SHAPES}, relations AS (
+    SELECT t.attachment, string_agg(concat_ws(' ', c.oid, c.relpersistence,
+               (SELECT r.xmin FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND c.relkind = 'v')), ';'
+               ORDER BY c.oid) AS text,
+           string_agg(c.relfilenode::text, ' ' ORDER BY c.oid) AS files
+    FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
+    GROUP BY t.attachment
 )
-SELECT t.root, md5(concat_ws('|', k.text, string_agg(concat_ws(' ', c.oid, c.relpersistence,
-           (SELECT r.xmin FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND c.relkind = 'v')), ';'
-           ORDER BY c.oid),
+SELECT w.root, md5(concat_ws('|', c.text, l.text, r.text,
            -- Under another key masked values are other ones.
-           CASE WHEN t.root = ANY (%(masked)s::oid[]) THEN current_setting('viewkeeper.mask_outer', true) END)),
-       md5(string_agg(c.relfilenode::text, ' ' ORDER BY c.oid))
-FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid JOIN columns k ON k.root = t.root
-GROUP BY t.root, k.text
-"""
+           CASE WHEN w.root = ANY (%(masked)s::oid[]) THEN current_setting('viewkeeper.mask_outer', true) END)),
+       md5(r.files)
+FROM wanted w JOIN columns c USING (attachment) JOIN relations r USING (attachment)
+LEFT JOIN labels l USING (attachment)
+"""  # noqa: S608 - constants alone
 
 _WHOLE_NUMBERS = ("smallint", "integer", "bigint")
 _TIMES = ("timestamp without time zone", "timestamp with time zone")

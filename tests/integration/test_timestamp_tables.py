@@ -99,6 +99,32 @@ def test_the_capture_stops_at_a_table_that_becomes_so(
     assert polled.rows("items")["1"]["text"] == "first"
 
 
+@pytest.mark.parametrize(
+    ("altered", "column", "value"),
+    [
+        ("ALTER TABLE odd ALTER COLUMN twice SET EXPRESSION AS (id * 3)", "twice", 3),
+        ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", "mood", "blue"),
+        ("ALTER TYPE place RENAME ATTRIBUTE city TO town", "place", {"town": "Ulm"}),
+    ],
+    ids=["virtual", "label", "attribute"],
+)
+def test_values_that_change_without_a_write_are_read_anew(
+    polled: PolledSource, daemon: Daemons, altered: str, column: str, value: object
+) -> None:
+    """No row is rewritten, no timestamp moves, and no column has another type."""
+    polled.run(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok')",
+        "CREATE TYPE place AS (city text)",
+        "CREATE TABLE odd (id bigint PRIMARY KEY, mood mood, place place, updated_at timestamptz, "
+        "twice bigint GENERATED ALWAYS AS (id * 2) VIRTUAL)",
+        "INSERT INTO odd VALUES (1, 'sad', ROW('Ulm'), now())",
+    )
+    daemon("cdc", "run", settings={**polled.tables(odd=TIMESTAMP), **NO_LOOK_BACK})
+    polled.wait_published("odd")
+    polled.run(altered)
+    wait_until(lambda: polled.rows("odd")["1"][column] == value, what=f"another value in column {column}")
+
+
 def test_a_name_of_no_table_is_a_wrong_setting_and_a_table_that_was_dropped_is_none(
     polled: PolledSource, daemon: Daemons
 ) -> None:
