@@ -74,7 +74,11 @@ FROM cdc.captured_table WHERE capture = %(capture)s ORDER BY id
 # TRUNCATE and rewriting statements make anew.
 _LOOKS = f"""
 WITH RECURSIVE wanted AS (
-    SELECT w.oid AS attachment, w.oid AS root FROM unnest(%(oids)s::oid[]) AS w (oid)
+    -- Rows are read by name: those of another table that has it now are not of the one that is looked at.
+    SELECT c.oid AS attachment, c.oid AS root
+    FROM unnest(%(oids)s::oid[], %(schemas)s::text[], %(names)s::text[]) AS w (oid, schema, name)
+    JOIN pg_catalog.pg_class c ON c.oid = w.oid AND c.relname = w.name
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = w.schema
 ), tree AS (
     SELECT attachment, root AS oid FROM wanted
     UNION ALL
@@ -214,9 +218,14 @@ def still_attached(connection: psycopg.Connection, capture: str) -> tuple[str, .
 
 
 def looks(connection: psycopg.Connection, tables: Sequence[PolledTable]) -> dict[int, Seen]:
-    """Return what tables look like in the open transaction's snapshot, by attachment, and how they are polled."""
+    """Return what tables look like in the open transaction's snapshot, by attachment, and how they are polled.
+
+    One that has not its name any more looks like none that there is.
+    """
     values = {
         "oids": [polled.table.oid for polled in tables],
+        "schemas": [polled.table.name.schema for polled in tables],
+        "names": [polled.table.name.name for polled in tables],
         "masked": [polled.table.oid for polled in tables if polled.table.is_masked],
     }
     rows = connection.execute(_LOOKS, values, prepare=True)

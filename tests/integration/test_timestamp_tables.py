@@ -125,6 +125,31 @@ def test_values_that_change_without_a_write_are_read_anew(
     wait_until(lambda: polled.rows("odd")["1"][column] == value, what=f"another value in column {column}")
 
 
+@pytest.mark.parametrize(
+    "swapped",
+    [
+        "ALTER TABLE items RENAME TO old; ALTER TABLE other RENAME TO items",
+        "ALTER TABLE items SET SCHEMA aside; ALTER TABLE other RENAME TO items",
+    ],
+    ids=["renamed", "moved"],
+)
+def test_no_row_of_another_table_that_has_its_name_now_is_published(
+    polled: PolledSource, daemon: Daemons, swapped: str
+) -> None:
+    """The catalog is read each second, polls come more often, and they read whatever table has the name."""
+    polled.run(
+        "CREATE SCHEMA aside",
+        "CREATE TABLE other (LIKE items INCLUDING ALL)",
+        "INSERT INTO other SELECT i, 'other', now() FROM generate_series(1, 20) i",
+    )
+    capture = daemon("cdc", "run", settings=polled.tables(items=TIMESTAMP))
+    polled.wait_published("items")
+    polled.run(f"BEGIN; {swapped}; COMMIT")
+    assert capture.wait() == 1
+    assert "the cursor knows nothing of this attachment of public.items" in capture.log_text()
+    assert {row["text"] for row in polled.rows("items").values()} == {"first"}
+
+
 def test_a_name_of_no_table_is_a_wrong_setting_and_a_table_that_was_dropped_is_none(
     polled: PolledSource, daemon: Daemons
 ) -> None:
