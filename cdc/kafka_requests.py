@@ -2,7 +2,7 @@
 
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from runtime.settings import KafkaSettings
 
 REQUESTS_CONFIG = {"cleanup.policy": "delete", "retention.ms": str(7 * 24 * 3600 * 1000)}
 _MOST_RECORDS = 1_000
+# Brokers and producers take a megabyte a record unless they are told otherwise; long keys come to more.
+_MOST_KEY_BYTES = 256 * 1024
 _INIT_SECONDS = 30.0
 
 
@@ -79,9 +81,11 @@ class RequestTopic:
         return self._send([Request(table=str(table)) for table in tables])
 
     def ask_for_keys(self, table: TableName, keys: Sequence[Sequence[str]]) -> int:
-        """Ask for keys from the topic, a list a key column, to be read and published; return the request's number."""
-        (number,) = self._send([Request(table=str(table), keys=tuple(zip(*keys, strict=True)))])
-        return number
+        """Ask for keys from the topic, a list a key column, to be read and published; return the last request's number.
+
+        They are done in the order of their numbers.
+        """
+        return self._send([Request(table=str(table), keys=some) for some in _split(zip(*keys, strict=True))])[-1]
 
     def close(self) -> None:
         """Close the reader."""
@@ -124,3 +128,16 @@ class RequestTopic:
                 )
             sender.commit_transaction(_INIT_SECONDS)
         return tuple(offset + 1 for offset in sorted(offsets))
+
+
+def _split(keys: Iterable[Order]) -> Iterator[tuple[Order, ...]]:
+    """Yield keys in parts that a record has room for, by the bytes of their JSON."""
+    some, size = list[Order](), 0
+    for key in keys:
+        key_bytes = len(msgspec.json.encode(key)) + 1
+        if some and size + key_bytes > _MOST_KEY_BYTES:
+            yield tuple(some)
+            some, size = [], 0
+        some.append(key)
+        size += key_bytes
+    yield tuple(some)

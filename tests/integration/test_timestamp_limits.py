@@ -238,6 +238,23 @@ def test_what_is_lost_is_what_is_said_and_reconcile_mends_it(polled: PolledSourc
     polled.assert_topic_equals_table("items", "id")
 
 
+def test_reconcile_mends_rows_with_long_keys(polled: PolledSource, daemon: Daemons) -> None:
+    """A thousand of them come to more than a record has room for."""
+    polled.run(
+        "CREATE TABLE long (id text PRIMARY KEY, text text, updated_at timestamptz)",
+        "INSERT INTO long SELECT repeat(md5(i::text), 40) || i, 'first', NULL FROM generate_series(1, 1100) i",
+    )
+    settings = {**polled.tables(long=TIMESTAMP), **NO_LOOK_BACK}
+    daemon("cdc", "run", settings=settings)
+    polled.wait_published("long")
+    polled.run("UPDATE long SET text = 'untouched'")
+    command = daemon("cdc", "reconcile", "--json", settings=settings)
+    assert command.wait(60) == 0, command.log_text()
+    found = json.loads(command.log_text().splitlines()[-1])
+    assert (found["stale"], found["repaired"]) == (1100, 1100)
+    assert {row["text"] for row in polled.rows("long").values()} == {"untouched"}
+
+
 def test_a_watermark_is_an_estimate_but_at_the_end_of_a_pass(polled: PolledSource, daemon: Daemons) -> None:
     daemon("cdc", "run", settings=polled.tables(items=TIMESTAMP))
     polled.wait_published("items")
