@@ -68,7 +68,7 @@ def reconcile(
     """Compare the topics of these tables, or of all that are captured, with their tables while both are in use.
 
     With `repair`, keys that differ are published anew by the capture that runs. Raises ConfigurationError for a table
-    that is not attached, CaptureError if no capture runs, or if a table has no watermark to compare by.
+    that is not captured, CaptureError if no capture runs, or if a table has no watermark to compare by.
     """
     where = describe(settings.source_url)
     client = admin(settings, name="viewkeeper-cdc-reconcile")
@@ -207,6 +207,8 @@ def _chosen(
     known = {table.name: table for table in attached}
     for name in names:
         if name not in known:
+            if settings.cdc_source == "timestamp":
+                raise ConfigurationError(f"VIEWKEEPER_CDC_TABLES does not name {name}: add it, with its mode")
             raise ConfigurationError(
                 f"{where}: {name} is not attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach {name}"
             )

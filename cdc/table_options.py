@@ -7,7 +7,7 @@ key = ["tweet_id"]   # the primary key when left out
 columns = ["tweet_id", "text", "email"]   # no other one leaves the database; all of them when left out
 masks = ["email"]    # these leave it as a keyed hash
 
-Of VIEWKEEPER_CDC_SOURCE=timestamp alone, which asks for a mode and takes neither level nor masks:
+Of VIEWKEEPER_CDC_SOURCE=timestamp alone, which asks for a mode and takes no level:
 
 mode = "timestamp+incrementing"   # or "timestamp", "incrementing", "bulk"
 timestamp = ["updated_at", "created_at"]   # the first of them that is not NULL says when a row was changed

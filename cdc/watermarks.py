@@ -7,7 +7,7 @@ from datetime import datetime
 from cdc.cursor import TableCursor, Watermark
 from cdc.errors import CaptureError
 from cdc.progress import phase
-from cdc.tables import CapturedTable
+from cdc.tables import CapturedTable, SourceKind
 from cdc.watching import CursorTail
 
 LOOK_SECONDS = 0.05
@@ -84,13 +84,19 @@ class Watermarks:
         if entry is None:
             return None
         if entry.attachment != self._table.attachment or (entry.fingerprint and entry.fingerprint.shape != self._shape):
-            # The key of its masks is part of what a table looks like.
-            other_key = "; or VIEWKEEPER_CDC_MASK_KEY is not what viewkeeper-cdc run has: set it as it is there"
             raise CaptureError(
                 f"{self._table.name} was altered or attached anew, before the capture saw it or while it was compared: "
-                f"run this again{other_key if self._table.is_masked else ''}"
+                f"run this again{self._other_settings()}"
             )
         return entry
+
+    def _other_settings(self) -> str:
+        """Return in words which settings may make the table look otherwise than it does to the capture."""
+        # The key of its masks is part of what a table looks like; so is how it is polled.
+        is_polled = self._table.source is SourceKind.TIMESTAMP
+        key = "; or VIEWKEEPER_CDC_MASK_KEY is not what viewkeeper-cdc run has: set it as it is there"
+        tables = "; or VIEWKEEPER_CDC_TABLES says otherwise of it than for viewkeeper-cdc run: set it as it is there"
+        return f"{key if self._table.is_masked else ''}{tables if is_polled else ''}"
 
     def _late(self, entry: TableCursor | None, time_of_source: datetime) -> str:
         known = entry.watermark if entry else None

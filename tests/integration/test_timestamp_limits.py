@@ -255,6 +255,19 @@ def test_reconcile_mends_rows_with_long_keys(polled: PolledSource, daemon: Daemo
     assert {row["text"] for row in polled.rows("long").values()} == {"untouched"}
 
 
+def test_reconcile_says_what_to_do_about_the_tables_that_are_named(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run("CREATE TABLE extra (id bigint PRIMARY KEY, updated_at timestamptz)")
+    settings = polled.tables(items=BOTH)
+    daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    unnamed = daemon("cdc", "reconcile", "extra", settings=settings)
+    assert unnamed.wait(60) == 2
+    assert "VIEWKEEPER_CDC_TABLES does not name public.extra: add it, with its mode" in unnamed.log_text()
+    otherwise = daemon("cdc", "reconcile", settings=polled.tables(items=f'{BOTH}\ncolumns = ["id", "text"]'))
+    assert otherwise.wait(60) == 1
+    assert "VIEWKEEPER_CDC_TABLES says otherwise of it than for viewkeeper-cdc run" in otherwise.log_text()
+
+
 def test_a_watermark_is_an_estimate_but_at_the_end_of_a_pass(polled: PolledSource, daemon: Daemons) -> None:
     daemon("cdc", "run", settings=polled.tables(items=TIMESTAMP))
     polled.wait_published("items")
