@@ -301,8 +301,7 @@ def _listed(options: TableOptions, columns: Mapping[str, _Column], key: Sequence
                 f"VIEWKEEPER_CDC_TABLES: table {options.name}: key column {one.name} is missing in its columns"
             )
     for name in options.masks or ():
-        if name not in options.columns or name in [one.name for one in key]:
-            why = "its columns leave it out" if name not in options.columns else "rows are told apart by it"
+        if why := _why_not_masked(options, name, key):
             raise ConfigurationError(
                 f"VIEWKEEPER_CDC_TABLES: table {options.name}: column {name} cannot be masked: {why}"
             )
@@ -311,6 +310,17 @@ def _listed(options: TableOptions, columns: Mapping[str, _Column], key: Sequence
         for one in columns.values()
         if one.name in options.columns
     )
+
+
+def _why_not_masked(options: TableOptions, name: str, key: Sequence[_Column]) -> str | None:
+    if name not in (options.columns or ()):
+        return "its columns leave it out"
+    if name in [one.name for one in key]:
+        return "rows are told apart by it"
+    # A position is values as they are, which the cursor's topic keeps.
+    if name in (*(options.timestamp or ()), options.incrementing):
+        return "rows are ordered by it, and the cursor has what orders them in plain text: order them by another column"
+    return None
 
 
 def _timestamps(options: TableOptions, columns: Mapping[str, _Column]) -> tuple[Column, ...]:

@@ -12,9 +12,12 @@ from psycopg.sql import SQL
 
 from cdc.kafka_lease import KafkaLease
 from cdc.session import SESSION
+from cdc.sources import polled_options
+from cdc.timestamp_tables import polled_table
 from compose.local.kafka import KafkaBroker
 from compose.local.postgres import PostgresServer
 from compose.local.postgres import postgres as run_postgres
+from runtime.errors import ConfigurationError
 from runtime.postgres import connect
 from runtime.settings import CdcSettings, read_settings
 from tests.daemons import Daemons
@@ -159,6 +162,18 @@ def test_options_that_do_not_fit_are_refused(
     refused = daemon("cdc", "run", settings=settings)
     assert refused.wait(30) == 2
     assert complaint in refused.log_text()
+
+
+@pytest.mark.parametrize("masked", ["born", "number"])
+def test_what_orders_rows_is_in_the_cursor_and_cannot_be_masked(polled: PolledSource, masked: str) -> None:
+    polled.run("CREATE TABLE people (id bigint PRIMARY KEY, born timestamptz, number bigint, name text)")
+    order = 'mode = "timestamp+incrementing"\ntimestamp = ["born"]\nincrementing = "number"'
+    listed = f'{order}\ncolumns = ["id", "name", "{masked}"]'
+    (options,) = polled_options(polled.tables(people=f'{listed}\nmasks = ["name"]')["VIEWKEEPER_CDC_TABLES"])
+    polled_table(polled.connection, options, where="test")
+    (options,) = polled_options(polled.tables(people=f'{listed}\nmasks = ["{masked}"]')["VIEWKEEPER_CDC_TABLES"])
+    with pytest.raises(ConfigurationError, match=f"column {masked} cannot be masked: rows are ordered by it"):
+        polled_table(polled.connection, options, where="test")
 
 
 def test_nothing_is_attached_and_tables_have_to_be_named(polled: PolledSource, daemon: Daemons) -> None:
