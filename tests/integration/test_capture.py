@@ -434,3 +434,22 @@ def test_a_key_that_a_view_shows_twice_hides_none_that_is_gone(source: Source, d
     )
     source.wait_published("shown")
     assert list(source.topic("shown").rows()) == ['{"id":1}']
+
+
+@pytest.mark.newest_postgres
+def test_a_row_of_a_view_whose_key_is_null_stops_it_until_the_view_leaves_it_out(
+    source: Source, daemon: Daemons
+) -> None:
+    source.run(
+        "CREATE TABLE named (id bigint, name text)",
+        "INSERT INTO named VALUES (1, 'a'), (NULL, 'nobody')",
+        "CREATE VIEW shown AS SELECT id, name FROM named",
+        "SELECT cdc.attach('viewkeeper', 'shown', NULL, '{name,id}')",
+    )
+    stopped = daemon("cdc", "run")
+    assert stopped.wait(30) == 1
+    assert "public.shown: a row's key (name, id) is NULL, at least in part" in stopped.log_text()
+    source.run("CREATE OR REPLACE VIEW shown AS SELECT id, name FROM named WHERE (name, id) IS NOT NULL")
+    daemon("cdc", "run")
+    source.wait_published("shown")
+    assert [*source.topic("shown").rows().values()] == [{"id": 1, "name": "a"}]

@@ -167,6 +167,32 @@ def test_a_view_is_polled_by_the_key_that_it_is_said_to_have(polled: PolledSourc
 
 
 @pytest.mark.newest_postgres
+@pytest.mark.parametrize("is_there_first", [True, False], ids=["at-the-start", "later"])
+def test_a_row_of_a_view_whose_key_is_null_stops_the_capture_until_the_view_leaves_it_out(
+    polled: PolledSource, daemon: Daemons, *, is_there_first: bool
+) -> None:
+    polled.run("CREATE VIEW shown AS SELECT nullif(id, 11) AS number, text, updated_at FROM items")
+    settings = polled.tables(shown=f'{TIMESTAMP}\nkey = ["number"]')
+    nameless = "INSERT INTO items VALUES (11, 'nameless', clock_timestamp())"
+    if is_there_first:
+        polled.run(nameless)
+    capture = daemon("cdc", "run", settings=settings)
+    if not is_there_first:
+        polled.wait_published("shown")
+        polled.run(nameless)
+    for stopped in (capture, daemon("cdc", "run", settings=settings)):
+        assert stopped.wait(30) == 1
+        assert "public.shown: a row's key (number) is NULL" in stopped.log_text()
+        assert "Traceback" not in stopped.log_text()
+    polled.run(
+        "CREATE OR REPLACE VIEW shown AS SELECT nullif(id, 11) AS number, text, updated_at FROM items WHERE id <> 11",
+        "INSERT INTO items VALUES (12, 'second', clock_timestamp())",
+    )
+    daemon("cdc", "run", settings=settings)
+    polled.wait_keys("shown", *range(1, 11), 12)
+
+
+@pytest.mark.newest_postgres
 def test_another_mode_reads_the_table_anew(polled: PolledSource, daemon: Daemons) -> None:
     capture = daemon("cdc", "run", settings=polled.tables(items=INCREMENTING))
     polled.wait_published("items")

@@ -70,3 +70,13 @@ def test_a_reconcile_asks_for_keys_of_avro(
     repaired = daemon("cdc", "reconcile", settings=settings)
     assert repaired.wait(60) == 0, repaired.log_text()
     assert read_rows(priced, schema_registry) == table_rows(priced)
+
+
+def test_a_row_of_a_view_whose_key_is_null_stops_the_capture_and_the_view_is_named(
+    priced: PolledSource, daemon: Daemons, avro: dict[str, str]
+) -> None:
+    priced.run("CREATE VIEW shown AS SELECT nullif(id, 3) AS id, day, updated_at FROM priced")
+    tables = priced.tables(shown='mode = "timestamp"\ntimestamp = ["updated_at"]\nkey = ["id"]')
+    capture = daemon("cdc", "run", settings={**tables, **avro})
+    assert capture.wait(30) == 1
+    assert "public.shown: a row's key (id) is NULL" in capture.log_text()
