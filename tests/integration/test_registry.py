@@ -1,8 +1,8 @@
-"""A registry that asks for a user, or that is behind a proxy that cannot reach it: what a person is told."""
+"""A registry that asks for a user, behind a proxy that cannot reach it, or none at all: what a person is told."""
 
 import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,6 +21,7 @@ from tests.daemons import Daemons
 from tests.integration.captured_source import Source
 
 SCHEMA = Schema('{"type": "record", "name": "Row", "fields": [{"name": "id", "type": "long"}]}', "AVRO")
+HTML = b"<html><body>The page that you look for is not here.</body></html>"
 USER = {"schema_registry_user": "ann", "schema_registry_password": "opens"}
 
 
@@ -54,7 +55,37 @@ def guarded(url: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Guard) as server:
+    with serving(Guard) as guard:
+        yield guard
+
+
+@contextmanager
+def gateway(*answers: tuple[int, bytes]) -> Iterator[str]:
+    """Give the URL of a server that answers whatever it is asked, in turn; its last answer over and over."""
+    left = list(answers)
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            status, body = left.pop(0) if len(left) > 1 else left[0]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with serving(Gateway) as url:
+        yield url
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -103,6 +134,66 @@ def test_what_is_no_schema_is_refused_in_its_words(schema_registry: SchemaRegist
         # It is not asked again at once.
         with pytest.raises(ValueError, match="does not know its schema 99999999"):
             known.schema(99_999_999)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, HTML),
+        (200, HTML),
+        (200, b"{}"),
+        (200, b"[]"),
+        (200, b""),
+        (404, b'{"message": "no such page"}'),
+    ],
+    ids=["404 HTML", "HTML", "{}", "[]", "nothing", "404 JSON"],
+)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda known: known.register("rows", SCHEMA),
+        lambda known: known.compares("rows"),
+        lambda known: known.schema(7),
+    ],
+    ids=["register", "compares", "schema"],
+)
+def test_what_is_no_registry_is_told_so_and_waited_for(
+    ask: Callable[[Registry], object], answer: tuple[int, bytes]
+) -> None:
+    with gateway(answer) as url, registry(url) as known:
+        # Asked again, what it answered at first is not taken from the client's memory.
+        for _ in range(2):
+            with pytest.raises(RegistryUnavailable, match="is no Schema Registry: ") as refused:
+                ask(known)
+            assert f"Schema Registry {url}: " in str(refused.value)
+            assert "correct VIEWKEEPER_SCHEMA_REGISTRY_URL" in str(refused.value)
+
+
+@pytest.mark.parametrize("body", [b'{"error_code": 404, "message": "HTTP 404 Not Found"}', b'{"error_code": 40401}'])
+def test_a_404_of_another_code_does_not_make_a_schema_unknown(body: bytes) -> None:
+    with gateway((404, body)) as url, registry(url) as known:
+        with pytest.raises(RegistryUnavailable, match="is no Schema Registry: "):
+            known.schema(7)
+        # Of registries that do not tell how they compare there are many: the rows are published.
+        assert known.compares("rows")
+
+
+def test_an_id_that_is_no_number_is_no_id() -> None:
+    with gateway((200, b'{"id": "seven"}')) as url, registry(url) as known:
+        for _ in range(2):
+            with pytest.raises(RegistryUnavailable, match="without the schema's id: 'seven'"):
+                known.register("rows", SCHEMA)
+
+
+def test_a_schema_is_found_when_the_gateway_reaches_the_registry_again() -> None:
+    with (
+        gateway((404, HTML), (200, b"{}"), (200, b'{"schema": "\\"long\\""}')) as url,
+        registry(url) as known,
+    ):
+        for _ in range(2):
+            with pytest.raises(RegistryUnavailable):
+                known.schema(7)
+        assert known.schema(7) == '"long"'
 
 
 @pytest.mark.parametrize("level", ["BACKWARD", "FORWARD_TRANSITIVE", "FULL", "NONE"])
