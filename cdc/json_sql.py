@@ -82,7 +82,7 @@ def _wire_value(type_name: str, value: Composable) -> Composable:
 def _masked(value: Composable) -> Composable:
     """Return HMAC-SHA256 (RFC 2104) of a value's text, as cdc.mask of the migration; the session has the key's pads."""
     return SQL("""
-        CASE WHEN {value} IS NOT NULL THEN encode(sha256(
+        CASE WHEN {value} IS DISTINCT FROM NULL THEN encode(sha256(
             decode(current_setting('viewkeeper.mask_outer'), 'hex') || sha256(
             decode(current_setting('viewkeeper.mask_inner'), 'hex') || convert_to({value}::text, 'UTF8'))), 'hex') END
     """).format(value=value)

@@ -67,6 +67,19 @@ def test_masked_columns_leave_as_a_keyed_hash_of_their_text(source: Source, daem
     }
 
 
+def test_a_masked_composite_value_with_a_null_inside_is_not_null(source: Source, daemon: Daemons) -> None:
+    """IS NOT NULL is false of it: it would have been published as NULL is."""
+    source.run(
+        "CREATE TYPE place AS (city text, country text)",
+        "ALTER TABLE users ADD COLUMN place place",
+        "INSERT INTO users (user_id, place) VALUES (1, ROW('s', NULL)), (2, ROW('s', 'c')), (3, NULL)",
+    )
+    _attach(source, ("user_id", "place"), ("place",))
+    daemon("cdc", "run", settings=KEY)
+    source.wait_published("users")
+    assert {key: row["place"] for key, row in _rows(source).items()} == {1: _hash("(s,)"), 2: _hash("(s,c)"), 3: None}
+
+
 @pytest.mark.newest_postgres
 def test_with_masks_alone_the_columns_of_now_leave(source: Source, daemon: Daemons) -> None:
     names = [
@@ -122,6 +135,24 @@ def test_masked_columns_of_a_table_that_is_polled_leave_as_the_same_hash(polled:
     assert first.terminate() == 0
     daemon("cdc", "run", settings={**settings, **OTHER_KEY})
     polled.wait_text("items", 1, _hash("told", OTHER_KEY))
+
+
+def test_a_masked_composite_value_with_a_null_inside_is_not_null_where_it_is_polled(
+    polled: PolledSource, daemon: Daemons
+) -> None:
+    polled.run(
+        "CREATE TYPE place AS (city text, country text)",
+        "CREATE TABLE places (id bigint PRIMARY KEY, updated_at timestamptz DEFAULT now(), place place)",
+        "INSERT INTO places (id, place) VALUES (1, ROW('s', NULL)), (2, ROW('s', 'c')), (3, NULL)",
+    )
+    settings = polled.tables(places=f'{TIMESTAMP}\ncolumns = ["id", "place"]\nmasks = ["place"]')
+    daemon("cdc", "run", settings={**settings, **KEY})
+    polled.wait_keys("places", 1, 2, 3)
+    assert {key: row["place"] for key, row in polled.rows("places").items()} == {
+        "1": _hash("(s,)"),
+        "2": _hash("(s,c)"),
+        "3": None,
+    }
 
 
 @pytest.mark.newest_postgres

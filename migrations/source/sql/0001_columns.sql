@@ -20,10 +20,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- HMAC-SHA256 (RFC 2104) of a value's text. The session has the key's two pads; without them reading fails.
+-- IS NOT NULL is false of a composite value with a NULL in it.
 CREATE FUNCTION cdc.mask(column_name name) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
-        'CASE WHEN t.%1$I IS NOT NULL THEN pg_catalog.encode(pg_catalog.sha256('
+        'CASE WHEN t.%1$I IS DISTINCT FROM NULL THEN pg_catalog.encode(pg_catalog.sha256('
         'pg_catalog.decode(pg_catalog.current_setting(''viewkeeper.mask_outer''), ''hex'') || pg_catalog.sha256('
         'pg_catalog.decode(pg_catalog.current_setting(''viewkeeper.mask_inner''), ''hex'') || '
         'pg_catalog.convert_to(t.%1$I::text, ''UTF8''))), ''hex'') END', column_name)
