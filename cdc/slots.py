@@ -7,6 +7,7 @@ logical decoding not track transaction during SNAPBUILD_BUILDING_SNAPSHOT", pgsq
 begins at a later look at the running transactions, those that it missed are over, and the server knows how they ended.
 """
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,7 +58,12 @@ _USED = """
 SELECT EXISTS (
     SELECT FROM cdc.captured_table t WHERE t.capture = %(capture)s AND 'wal' IN (t.source, t.moving_to))
 """
-_SYNC_STATE = "SELECT sync_state FROM pg_catalog.pg_stat_replication WHERE pid = %(pid)s"
+_SYNC_STATE = """
+SELECT sync_state, pg_catalog.current_setting('synchronous_standby_names')
+FROM pg_catalog.pg_stat_replication WHERE pid = %(pid)s
+"""
+# Unquoted, FIRST, ANY and the number of standbys are among them: no walsender of ours is called so.
+_STANDBY_NAME = re.compile(r'"((?:[^"]|"")*)"|([^\s,()"]+)')
 _REQUEST_ALL = """
 INSERT INTO cdc.request (capture, attachment, kind)
 SELECT t.capture, t.id, 'snapshot' FROM cdc.captured_table t
@@ -193,12 +199,19 @@ def end_other(connection: psycopg.Connection, state: SlotState) -> None:
 
 def demand_asynchronous(connection: psycopg.Connection, pid: int, name: str, *, where: str) -> None:
     """Raise CaptureError if commits wait for our walsender: they would wait for us, and we for them."""
-    row = connection.execute(_SYNC_STATE, {"pid": pid}).fetchone()
-    if row is not None and row[0] not in (None, "async"):
+    state, names = connection.execute(_SYNC_STATE, {"pid": pid}).fetchone() or ("async", "")
+    # Without pg_read_all_stats a role is not told the state, not even its own walsender's.
+    if is_awaited(names, name) if state is None else state != "async":
         raise CaptureError(
             f"{where}: synchronous_standby_names counts this capture among the standbys that commits wait for; name "
             f"the real ones there, without * and without {name!r}"
         )
+
+
+def is_awaited(standby_names: str, name: str) -> bool:
+    """Return whether commits may wait for a standby of this name, by the setting synchronous_standby_names."""
+    names = {quoted.replace('""', '"') or bare for quoted, bare in _STANDBY_NAME.findall(standby_names)}
+    return not {"*", name.lower()}.isdisjoint(listed.lower() for listed in names)
 
 
 def _is_used(connection: psycopg.Connection, capture: str) -> bool:

@@ -25,6 +25,7 @@ from compose.local.postgres import postgres as run_postgres
 from runtime.postgres import connect
 from tests.daemons import ROOT, Daemons
 from tests.integration.captured_source import CAPTURE, Source
+from tests.integration.logged import other_role
 from tests.integration.wal_steps import attach_wal, run_wal
 from tests.waiting import wait_until
 
@@ -319,3 +320,35 @@ def test_a_capture_that_commits_wait_for_stops(
             told = capture.wait_logged("synchronous_standby")
         assert "name the real ones there, without * and without 'viewkeeper-cdc viewkeeper wal'" in told["reason"]
         assert capture.wait() == 1
+
+
+def test_a_capture_that_commits_wait_for_stops_also_where_the_server_does_not_tell_it_so(
+    server_url: str, kafka: KafkaBroker, topic_prefix: str, daemon: Daemons
+) -> None:
+    """Without pg_read_all_stats a role sees no sync_state, not even its own walsender's."""
+    with (
+        closing(connect(server_url, name="test", settings={"synchronous_commit": "local"})) as admin,
+        _captor(admin) as role,
+    ):
+        url = server_url.replace("postgres@", f"{role}@", 1)
+        with closing(connect(url, name="test", settings={"TimeZone": "UTC"})) as session:
+            wal = Source(session, url, kafka, topic_prefix)
+            attach_wal(wal, "tweets")
+            capture = run_wal(daemon, {"VIEWKEEPER_SOURCE_URL": url})
+            wal.wait_exact("tweets")
+            with _standby_awaited(server_url, name='FIRST 1 (real, "viewkeeper-cdc viewkeeper wal")'):
+                told = capture.wait_logged("synchronous_standby")
+            assert "name the real ones there, without * and without 'viewkeeper-cdc viewkeeper wal'" in told["reason"]
+            assert capture.wait() == 1
+
+
+@contextmanager
+def _captor(admin: psycopg.Connection) -> Iterator[str]:
+    """Make a role with the rights that a capture from the WAL wants, and no other."""
+    with other_role(admin, "captor") as role:
+        admin.execute(f"ALTER ROLE {role} REPLICATION".encode())
+        admin.execute(f"GRANT CREATE ON DATABASE postgres TO {role}".encode())
+        admin.execute(f"ALTER SCHEMA cdc OWNER TO {role}".encode())
+        for table in ("cdc.capture", "cdc.captured_table", "cdc.request", "tweets"):
+            admin.execute(f"ALTER TABLE {table} OWNER TO {role}".encode())
+        yield role
