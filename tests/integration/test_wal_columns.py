@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -12,7 +14,7 @@ from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from tests.daemons import Daemons
 from tests.integration.captured_source import CAPTURE, Source
-from tests.integration.wal_steps import run_wal
+from tests.integration.wal_steps import attach_wal, run_wal
 from tests.waiting import wait_until
 
 KEPT = TableName("public", "kept")
@@ -98,6 +100,35 @@ def test_a_table_whose_wal_would_show_other_columns_is_refused(
     with pytest.raises(ConfigurationError, match=re.escape(f"table public.kept {complaint}")):
         _attach(wal, columns, masks)
     assert wal.value("SELECT count(*) FROM pg_publication") == 0
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize(
+    ("lists", "identity", "complaint"),
+    [
+        ("listed => '{id,shown}'", "FULL", "has columns that may not leave the database, and replica identity FULL"),
+        ("masks => '{code}'", "FULL", "has columns that may not leave the database, and replica identity FULL"),
+        ("listed => '{id,shown}'", "USING INDEX wide", "has column code in its replica identity"),
+        ("listed => '{id,shown}'", "NOTHING", "has replica identity NOTHING, which does not cover its key"),
+    ],
+    ids=["full", "full, masks alone", "wider than the list", "nothing"],
+)
+def test_a_table_whose_identity_is_altered_while_attach_waits_is_refused(
+    wal: Source, lists: LiteralString, identity: LiteralString, complaint: str
+) -> None:
+    """What was looked at before the lock is as it was before the other session's commit."""
+    attach_wal(wal, "users")
+    wal.run(TABLE, "CREATE UNIQUE INDEX wide ON kept (id, code)")
+    statement: LiteralString = f"SELECT cdc.attach_published('{CAPTURE}', 'kept', {lists})"
+    with wal.session() as altering, wal.session() as attaching, ThreadPoolExecutor(1) as executor:
+        altering.execute(f"ALTER TABLE kept REPLICA IDENTITY {identity}")
+        attached = executor.submit(attaching.execute, statement)
+        waits = "SELECT cardinality(pg_blocking_pids(%s)) > 0"
+        wait_until(lambda: wal.value(waits, attaching.info.backend_pid), what="attach to wait for the lock")
+        altering.commit()
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=f"table public.kept {complaint}"):
+            attached.result()
+    assert wal.value(IN_PUBLICATION) == 0
 
 
 @pytest.mark.newest_postgres

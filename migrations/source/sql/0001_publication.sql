@@ -143,20 +143,28 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Add a captured table to its publication, with no more columns than may leave. The lock waits for open writers, whose
--- earlier changes would not be decoded.
+-- earlier changes would not be decoded, and for an open ALTER TABLE: what it makes of the replica identity is told after.
 CREATE FUNCTION cdc.add_to_publication(attached integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known cdc.captured_table;
-    columns text;
+    complaint text;
+    columns text := '';
 BEGIN
     SELECT * INTO STRICT known FROM cdc.captured_table t WHERE t.id = attached;
     EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', known.table_oid::regclass);
+    complaint := cdc.unpublishable(attached);
+    IF complaint IS NOT NULL THEN
+        RAISE EXCEPTION 'table %.% %', known.table_schema, known.table_name, complaint
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
     IF coalesce(known.listed, known.masks) IS NOT NULL THEN
-        SELECT string_agg(format('%I', i.name), ', ') INTO columns FROM cdc.identity_columns(known.table_oid) i;
+        -- Postgres takes no empty list, and without a list it would show all columns.
+        SELECT format(' (%s)', string_agg(format('%I', i.name), ', ')) INTO STRICT columns
+        FROM cdc.identity_columns(known.table_oid) i;
     END IF;
     EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s%s', cdc.publication_name(known.capture),
-                   known.table_oid::regclass, ' (' || columns || ')');
+                   known.table_oid::regclass, columns);
     UPDATE cdc.captured_table t SET published_by = r.xmin
     FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
     WHERE t.id = attached AND p.pubname = cdc.publication_name(known.capture) AND r.prrelid = known.table_oid;
@@ -213,8 +221,9 @@ BEGIN
     END IF;
     PERFORM cdc.add_to_publication(attached);
     RETURN true;
-EXCEPTION WHEN insufficient_privilege OR undefined_object THEN
-    -- Whoever captures may not, or the publication itself is gone: the capture stops and says what to do.
+EXCEPTION WHEN insufficient_privilege OR undefined_object OR object_not_in_prerequisite_state THEN
+    -- Whoever captures may not, or the publication itself is gone, or the table was altered before it was locked: the
+    -- capture stops and says what to do.
     RETURN false;
 END
 $$;
