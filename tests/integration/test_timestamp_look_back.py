@@ -40,8 +40,10 @@ class Rounds:
         with self.source.round((self.table,), previous, lambda _table: PAGE_ROWS) as round_:
             for found in round_.found if is_read else ():
                 self.found.update(found.keys.literals[0])
-            if is_read:
+            if is_read and previous:
                 self.position = round_.position_of(self.table)
+            elif is_read:
+                self.position = self.source.begun_at(round_, self.table)
         if not is_read:
             self.source.sat_out(round_, (self.table,))
         return bool(round_.found)

@@ -50,7 +50,7 @@ def begin_pass(source: TimestampSource, name: str) -> CapturedTable:
     tables, _ = source.attached()
     (table,) = (one for one in tables if one.name.name == name)
     with source.round((table,), {}, lambda _table: 100) as round_:
-        position = round_.position_of(table)
+        position = source.begun_at(round_, table)
     entry = TableCursor(
         topic="",
         attachment=table.attachment,
