@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 import tests.worded_view
@@ -31,6 +32,8 @@ def test_no_reply_is_wrong_or_older_and_the_topic_equals_the_view_whatever_is_ki
 ) -> None:
     with pipeline(tmp_path) as parts:
         port = parts.running["api"].health_port
+        # One that has just started has no connection to the store yet.
+        wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200, what="the API to be ready")
         with traffic(parts.source.url, port, torture.random) as seen:
             away = Away(seen)
             _settled(parts, seen)
@@ -43,7 +46,7 @@ def test_no_reply_is_wrong_or_older_and_the_topic_equals_the_view_whatever_is_ki
     assert {reply.status for reply in replies} <= {200, 404, 503}
     failed = [reply for reply in replies if reply.status == 503]
     assert [reply for reply in failed if reply.retry_after is None] == []
-    # One that has just started has no connection to the store yet.
+    # Nor has one that was started again.
     unexpected = away.uncovered({"store", "api"}, [reply.at for reply in failed])
     assert [reply for reply in failed if reply.at in unexpected and not _is_late(reply)] == []
     assert len(unexpected) <= MOST_LATE * torture.rounds
