@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from cdc.cursor import Fingerprint
 from cdc.tables import CapturedTable, SourceKind
 
-SHAPES = """columns AS (
+SHAPES = """tree AS (
+    SELECT attachment, root AS oid FROM wanted
+    UNION ALL
+    SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+), columns AS (
     -- What ADD COLUMN with DEFAULT adds to rows, and what a virtual column is computed by, are part of the rows' shape.
     SELECT w.attachment, string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated,
         a.atthasmissing, a.attmissingval::text,
@@ -36,7 +40,7 @@ SHAPES = """columns AS (
          WHERE y.oid = t.oid AND a.attnum > 0 AND NOT a.attisdropped)), ';' ORDER BY t.oid) AS text
     FROM types t GROUP BY t.attachment
 )"""
-"""Of each table in `wanted` (attachment, root): its columns, and the types of theirs that somebody made, as texts.
+"""Of each table in `wanted` (attachment, root): it and its partitions, and, as texts, its columns and their made types.
 
 It stands in a WITH RECURSIVE; `labels` has no row for a table without such types.
 """
@@ -46,10 +50,6 @@ WITH RECURSIVE wanted AS (
     SELECT * FROM unnest(%(attachments)s::integer[], %(oids)s::oid[], %(rows_oids)s::oid[], %(sources)s::text[],
                          %(levels)s::text[], %(projected)s::boolean[])
         AS w (attachment, root, rows, source, level, projected)
-), tree AS (
-    SELECT attachment, root AS oid FROM wanted
-    UNION ALL
-    SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
 ), {SHAPES}, relations AS (
     -- Another query of a view changes rows; whoever leads a projected one to other tables logs which.
     SELECT t.attachment, string_agg(concat_ws(' ', c.oid, c.relpersistence,

@@ -12,11 +12,10 @@ from cdc.kafka_lease import lease_group
 from cdc.kafka_requests import RequestTopic
 from cdc.requests import SnapshotRequest
 from cdc.status_source import AttachedTable, RequestStatus, StatusSource
-from cdc.table_options import TableOptions
+from cdc.table_options import TableOptions, unnamed
 from cdc.timestamp_tables import polled_table, still_attached
 from cdc.watching import ALIVE_SECONDS, LOOK_SECONDS, Leader
 from cdc.wire import TableName
-from runtime.errors import ConfigurationError
 from runtime.kafka import REQUEST_SECONDS
 from runtime.kafka import translated as kafka_translated
 from runtime.postgres import translated
@@ -82,7 +81,7 @@ class PolledStatusSource(StatusSource):
         wanted = tuple(dict.fromkeys(tables))
         for table in wanted:
             if str(table) not in attachments:
-                raise ConfigurationError(f"VIEWKEEPER_CDC_TABLES does not name {table}: add it, with its mode")
+                raise unnamed(table)
         numbers = self._requests.ask_for_snapshots(wanted)
         return tuple(
             SnapshotRequest(number, table, attachments[str(table)])

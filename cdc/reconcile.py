@@ -26,7 +26,7 @@ from cdc.source import Source
 from cdc.source_rows import SourceRows
 from cdc.sources import polled_options, source_over
 from cdc.status_source import StatusSource
-from cdc.table_options import Mode
+from cdc.table_options import Mode, unnamed
 from cdc.tables import CapturedTable, selected
 from cdc.timestamp import TimestampSource
 from cdc.topics import end_offsets, topic_identities
@@ -208,7 +208,7 @@ def _chosen(
     for name in names:
         if name not in known:
             if settings.cdc_source == "timestamp":
-                raise ConfigurationError(f"VIEWKEEPER_CDC_TABLES does not name {name}: add it, with its mode")
+                raise unnamed(name)
             raise ConfigurationError(
                 f"{where}: {name} is not attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach {name}"
             )

@@ -135,3 +135,8 @@ def _complaint(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"option {option} is missing: {_ACCEPTED[option]}"
     return f"option {option} is wrong: {detail['input']!r}; accepted is {_ACCEPTED[option]}"
+
+
+def unnamed(table: TableName) -> ConfigurationError:
+    """Return the error for a table that is asked for, and is not polled."""
+    return ConfigurationError(f"VIEWKEEPER_CDC_TABLES does not name {table}: add it, with its mode")

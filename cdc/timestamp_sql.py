@@ -39,19 +39,14 @@ CLUSTER = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
 """A statement of its own: naming the function in one is refused already, called or not."""
 
 
-def order_columns(polled: PolledTable) -> tuple[str, ...]:
-    """Name what orders a table's rows, the last ones of its key: no two rows are equal in all of them."""
-    return tuple(name for name, _, _ in _order(polled))
-
-
 def order_types(polled: PolledTable) -> tuple[str, ...]:
-    """Name what orders a table's rows, each with its type."""
+    """Name what orders a table's rows, each with its type, the last ones of its key: no two rows are equal in all."""
     return tuple(f"{name} {cast}" for name, _, cast in _order(polled))
 
 
 def key_places(polled: PolledTable) -> tuple[int, ...]:
     """Return where the key's columns are among those that order the rows."""
-    names = order_columns(polled)
+    names = [name for name, _, _ in _order(polled)]
     return tuple(names.index(column.name) for column in polled.table.key)
 
 

@@ -79,10 +79,6 @@ WITH RECURSIVE wanted AS (
     FROM unnest(%(oids)s::oid[], %(schemas)s::text[], %(names)s::text[]) AS w (oid, schema, name)
     JOIN pg_catalog.pg_class c ON c.oid = w.oid AND c.relname = w.name
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = w.schema
-), tree AS (
-    SELECT attachment, root AS oid FROM wanted
-    UNION ALL
-    SELECT t.attachment, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
 ), {SHAPES}, relations AS (
     SELECT t.attachment, string_agg(concat_ws(' ', c.oid, c.relpersistence,
                (SELECT r.xmin FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND c.relkind = 'v')), ';'

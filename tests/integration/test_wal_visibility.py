@@ -313,13 +313,7 @@ def test_a_capture_that_commits_wait_for_stops(
     """They would wait for it, and it for them."""
     with closing(connect(server_url, name="test", settings={"TimeZone": "UTC"})) as session:
         wal = Source(session, server_url, kafka, topic_prefix)
-        attach_wal(wal, "tweets")
-        capture = run_wal(daemon, {"VIEWKEEPER_SOURCE_URL": server_url})
-        wal.wait_exact("tweets")
-        with _standby_awaited(server_url, name="*"):
-            told = capture.wait_logged("synchronous_standby")
-        assert "name the real ones there, without * and without 'viewkeeper-cdc viewkeeper wal'" in told["reason"]
-        assert capture.wait() == 1
+        _assert_stops(wal, daemon, server_url, names="*")
 
 
 def test_a_capture_that_commits_wait_for_stops_also_where_the_server_does_not_tell_it_so(
@@ -333,13 +327,18 @@ def test_a_capture_that_commits_wait_for_stops_also_where_the_server_does_not_te
         url = server_url.replace("postgres@", f"{role}@", 1)
         with closing(connect(url, name="test", settings={"TimeZone": "UTC"})) as session:
             wal = Source(session, url, kafka, topic_prefix)
-            attach_wal(wal, "tweets")
-            capture = run_wal(daemon, {"VIEWKEEPER_SOURCE_URL": url})
-            wal.wait_exact("tweets")
-            with _standby_awaited(server_url, name='FIRST 1 (real, "viewkeeper-cdc viewkeeper wal")'):
-                told = capture.wait_logged("synchronous_standby")
-            assert "name the real ones there, without * and without 'viewkeeper-cdc viewkeeper wal'" in told["reason"]
-            assert capture.wait() == 1
+            _assert_stops(wal, daemon, server_url, names='FIRST 1 (real, "viewkeeper-cdc viewkeeper wal")')
+
+
+def _assert_stops(wal: Source, daemon: Daemons, server_url: str, *, names: str) -> None:
+    """See that a capture stops once synchronous_standby_names are these."""
+    attach_wal(wal, "tweets")
+    capture = run_wal(daemon, {"VIEWKEEPER_SOURCE_URL": wal.url})
+    wal.wait_exact("tweets")
+    with _standby_awaited(server_url, name=names):
+        told = capture.wait_logged("synchronous_standby")
+    assert "name the real ones there, without * and without 'viewkeeper-cdc viewkeeper wal'" in told["reason"]
+    assert capture.wait() == 1
 
 
 @contextmanager
