@@ -19,6 +19,7 @@ from tests.waiting import wait_until
 
 KEPT = TableName("public", "kept")
 PUBLICATION = "viewkeeper_viewkeeper"
+MASK_KEY = {"VIEWKEEPER_CDC_MASK_KEY": "a secret of some length"}
 TABLE = "CREATE TABLE kept (secret text, id bigint, code text NOT NULL, shown text, PRIMARY KEY (id) INCLUDE (secret))"
 IN_PUBLICATION = "SELECT count(*) FROM pg_publication_rel WHERE prrelid = 'kept'::regclass"
 LISTED = """
@@ -172,6 +173,7 @@ def test_a_list_that_does_not_fit_any_more_is_made_anew_and_the_table_read_anew(
     wal.run("UPDATE kept SET id = 102 WHERE id = 2", "DELETE FROM kept WHERE id = 3")
     wal.wait_exact("kept")
     assert len(capture.logged("snapshot_begins")) == 2
+    assert "that the capture did not make" not in capture.log_text()
 
 
 @pytest.mark.newest_postgres
@@ -199,6 +201,75 @@ def test_an_identity_that_shows_more_stops_the_capture_not_the_writers(
     run_wal(daemon)
     wal.wait_exact("kept")
     assert wal.value(LISTED) == ["id"]
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize(
+    ("columns", "masks", "alter", "shown"),
+    [
+        (None, ("code",), ["ALTER TABLE kept ADD later text NOT NULL DEFAULT 'hidden'"], "later"),
+        (None, ("code",), ["ALTER TABLE kept RENAME code TO plain"], "plain"),
+        (
+            ("id", "shown"),
+            None,
+            ["ALTER TABLE kept RENAME shown TO other", "ALTER TABLE kept RENAME code TO shown"],
+            "shown",
+        ),
+    ],
+    ids=["added later", "masked, renamed", "renamed to a listed one"],
+)
+@pytest.mark.parametrize("moves", [False, True], ids=["from the WAL", "from triggers to the WAL"])
+def test_columns_that_leave_as_they_are_are_known_by_more_than_their_names(
+    wal: Source,
+    daemon: Daemons,
+    columns: tuple[str, ...] | None,
+    masks: tuple[str, ...] | None,
+    alter: list[str],
+    shown: str,
+    moves: bool,
+) -> None:
+    wal.run(TABLE, "INSERT INTO kept SELECT 'hidden', i, i, 'shown' FROM generate_series(1, 5) i")
+    show = [
+        *alter,
+        f"CREATE UNIQUE INDEX wide ON kept (id, {shown})",
+        "ALTER TABLE kept REPLICA IDENTITY USING INDEX wide",
+    ]
+    complaint = f"has column {shown} in its replica identity, which the WAL shows, and it may not leave the database"
+    if moves:
+        assert attach(wal.connection, CAPTURE, KEPT, where="test", columns=columns, masks=masks)
+        wal.run(*show)
+        with pytest.raises(ConfigurationError, match=complaint):
+            _attach(wal, None)
+        return
+    _attach(wal, columns, masks)
+    capture = run_wal(daemon, MASK_KEY)
+    wal.wait_published("kept")
+    wal.run(*show)
+    assert capture.wait(60) == 1
+    assert complaint in capture.log_text().splitlines()[-1]
+    assert wal.value(IN_PUBLICATION) == 0
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("taken_out", [False, True], ids=["beside it", "in its place"])
+def test_a_schema_that_was_added_to_the_publication_stops_the_capture(
+    wal: Source, daemon: Daemons, taken_out: bool
+) -> None:
+    """A list of columns and a whole schema do not go together: Postgres would refuse to add the table again."""
+    wal.run(TABLE)
+    _attach(wal, None if not taken_out else ("id", "shown"))
+    capture = run_wal(daemon)
+    wal.wait_exact("kept")
+    wal.run(
+        *([f"ALTER PUBLICATION {PUBLICATION} DROP TABLE kept"] * taken_out),
+        "CREATE SCHEMA another",
+        f"ALTER PUBLICATION {PUBLICATION} ADD TABLES IN SCHEMA another",
+    )
+    assert capture.wait(60) == 1
+    assert f"ALTER PUBLICATION {PUBLICATION} DROP TABLES IN SCHEMA another" in capture.log_text().splitlines()[-1]
+    wal.run(f"ALTER PUBLICATION {PUBLICATION} DROP TABLES IN SCHEMA another", "INSERT INTO kept VALUES ('', 1, '', '')")
+    run_wal(daemon)
+    wal.wait_exact("kept")
 
 
 def _writes(source: Source, statement: str) -> Callable[[], bool]:

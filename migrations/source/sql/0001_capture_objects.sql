@@ -31,6 +31,8 @@ CREATE TABLE cdc.captured_table (
     -- The columns that may leave the database, all where it is NULL, and those of them that leave it as a keyed hash.
     listed name[],
     masks name[],
+    -- The numbers of those that leave it as they are, NULL where all do.
+    plain_columns smallint[],
     key_columns name[] NOT NULL,
     -- The type of each key column in the change log: bigint for all integers, text for everything else.
     key_types text[] NOT NULL,

@@ -31,7 +31,8 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Make the view that an attachment's rows are read from, in the table's order of columns; all those of now are listed
--- where only masks are given. It belongs to whoever attaches the table.
+-- where only masks are given. It belongs to whoever attaches the table. A view follows its columns when they are renamed:
+-- which of them it shows as they are is noted by number.
 CREATE FUNCTION cdc.create_rows(attached integer, target regclass, listed name[], masks name[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -46,5 +47,11 @@ BEGIN
             coalesce(listed, ARRAY(SELECT o.attname FROM pg_catalog.pg_attribute o
                                    WHERE o.attrelid = target AND o.attnum > 0 AND NOT o.attisdropped))));
     EXECUTE format('GRANT SELECT ON cdc.rows_%s TO %I', attached, cdc.capture_role());
+    UPDATE cdc.captured_table t SET plain_columns = ARRAY(
+        SELECT a.attnum FROM pg_catalog.pg_attribute a
+        JOIN pg_catalog.pg_attribute shown
+          ON shown.attrelid = format('cdc.rows_%s', attached)::regclass AND shown.attname = a.attname
+        WHERE a.attrelid = target AND a.attnum > 0 AND a.attname <> ALL (coalesce(t.masks, '{}')))
+    WHERE t.id = attached;
 END
 $$;

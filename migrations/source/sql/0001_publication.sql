@@ -51,18 +51,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     LIMIT 1
 $$;
 
--- The columns of a table that leave the database as they are, or NULL if all do.
-CREATE FUNCTION cdc.plain_columns(target regclass, listed name[], masks name[]) RETURNS name[]
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN coalesce(listed, masks) IS NOT NULL THEN ARRAY(
-        SELECT a.attname FROM pg_catalog.pg_attribute a
-        WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped
-          AND a.attname = ANY (coalesce(listed, ARRAY[a.attname])) AND a.attname <> ALL (coalesce(masks, '{}'))) END
-$$;
-
 -- Why the WAL would show columns of a table that are not among those that may leave the database, or NULL. The others are
 -- kept back by a list of columns in the publication, which has to be that of the replica identity at least.
-CREATE FUNCTION cdc.exposure(target regclass, plain name[]) RETURNS text
+CREATE FUNCTION cdc.exposure(target regclass, plain smallint[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN plain IS NULL THEN NULL
@@ -76,13 +67,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         ELSE (SELECT format('has column %I in its replica identity, which the WAL shows, and it may not leave the '
                             'database as it is: ALTER TABLE %s REPLICA IDENTITY DEFAULT, or attach it with '
                             'VIEWKEEPER_CDC_SOURCE=triggers', i.name, target)
-              FROM cdc.identity_columns(target) i WHERE i.name <> ALL (plain) LIMIT 1)
+              FROM cdc.identity_columns(target) i WHERE i.attnum <> ALL (plain) LIMIT 1)
     END
     FROM pg_catalog.pg_class c WHERE c.oid = target
 $$;
 
--- Why a relation cannot be captured from the WAL, or NULL; `plain` as cdc.plain_columns gives it.
-CREATE FUNCTION cdc.publication_refusal(target regclass, wanted name[], plain name[]) RETURNS text
+-- Why a relation cannot be captured from the WAL, or NULL.
+CREATE FUNCTION cdc.publication_refusal(target regclass, wanted name[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         WHEN cdc.kind_of(target) = 'view'
@@ -100,25 +91,21 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
              FROM cdc.key_of(target, wanted) k
              JOIN pg_catalog.pg_attribute a ON a.attrelid = target AND a.attname = k.column_name
              WHERE a.attgenerated <> '' LIMIT 1),
-            cdc.identity_refusal(target, ARRAY(SELECT k.column_name FROM cdc.key_of(target, wanted) k)),
-            cdc.exposure(target, plain))
+            cdc.identity_refusal(target, ARRAY(SELECT k.column_name FROM cdc.key_of(target, wanted) k)))
     END
 $$;
 
 -- Why a captured table is not to be in its publication as it is now, or NULL.
 CREATE FUNCTION cdc.unpublishable(attached integer) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(
-        cdc.identity_refusal(t.table_oid, t.key_columns),
-        CASE WHEN coalesce(t.listed, t.masks) IS NOT NULL
-             THEN cdc.exposure(t.table_oid, cdc.plain_columns(t.table_oid, t.listed, t.masks)) END)
+    SELECT coalesce(cdc.identity_refusal(t.table_oid, t.key_columns), cdc.exposure(t.table_oid, t.plain_columns))
     FROM cdc.captured_table t WHERE t.id = attached
 $$;
 
 -- Whether an entry of a publication shows just the columns that it is to show: all, or those that keys are told by.
 CREATE FUNCTION cdc.is_listed_so(known cdc.captured_table, entry pg_catalog.pg_publication_rel) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT entry.prattrs::text IS NOT DISTINCT FROM CASE WHEN coalesce(known.listed, known.masks) IS NOT NULL THEN (
+    SELECT entry.prattrs::text IS NOT DISTINCT FROM CASE WHEN known.plain_columns IS NOT NULL THEN (
         SELECT string_agg(i.attnum::text, ' ') FROM cdc.identity_columns(known.table_oid) i) END
 $$;
 
@@ -130,8 +117,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         WHEN NOT (p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate) OR p.pubviaroot
             THEN format('is in a publication that was altered: ALTER PUBLICATION %I SET (publish = ''insert, update, '
                         'delete, truncate'', publish_via_partition_root = false)', p.pubname)
+        WHEN whole.schema_name IS NOT NULL
+            THEN format('is in publication %1$I beside all tables of schema %2$I, whose UPDATE and DELETE Postgres may '
+                        'refuse now: ALTER PUBLICATION %1$I DROP TABLES IN SCHEMA %2$I', p.pubname, whole.schema_name)
         ELSE coalesce(cdc.unpublishable(attached), CASE
             WHEN r.oid IS NULL THEN format('is not in publication %I any more', p.pubname)
+            WHEN t.plain_columns IS NOT NULL AND NOT cdc.is_listed_so(t, r)
+                THEN format('is in publication %I with other columns than those of its replica identity', p.pubname)
             WHEN r.prqual IS NOT NULL OR NOT cdc.is_listed_so(t, r)
                 THEN format('is in publication %I with a row filter or a list of columns that the capture did not make: '
                             'take it out of there, and the capture adds it anew', p.pubname) END)
@@ -139,6 +131,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     FROM cdc.captured_table t
     LEFT JOIN pg_catalog.pg_publication p ON p.pubname = cdc.publication_name(t.capture)
     LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = t.table_oid
+    LEFT JOIN LATERAL (
+        SELECT n.nspname AS schema_name FROM pg_catalog.pg_publication_namespace s
+        JOIN pg_catalog.pg_namespace n ON n.oid = s.pnnspid WHERE s.pnpubid = p.oid LIMIT 1) whole ON true
     WHERE t.id = attached
 $$;
 
@@ -158,7 +153,7 @@ BEGIN
         RAISE EXCEPTION 'table %.% %', known.table_schema, known.table_name, complaint
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    IF coalesce(known.listed, known.masks) IS NOT NULL THEN
+    IF known.plain_columns IS NOT NULL THEN
         -- Postgres takes no empty list, and without a list it would show all columns.
         SELECT format(' (%s)', string_agg(format('%I', i.name), ', ')) INTO STRICT columns
         FROM cdc.identity_columns(known.table_oid) i;
@@ -178,16 +173,11 @@ CREATE FUNCTION cdc.attach_published(
     masks name[] DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    plain name[] := coalesce(
-        cdc.plain_columns(target, listed, masks),
-        -- One that comes from triggers keeps what it was attached with.
-        (SELECT cdc.plain_columns(target, t.listed, t.masks) FROM cdc.captured_table t
-         WHERE t.capture = capture_name AND t.table_oid = target));
     attached integer;
 BEGIN
     wanted_key := cdc.kept_key(capture_name, target, wanted_key);
     attached := cdc.register(capture_name, target, 'wal', NULL, wanted_key, listed, masks,
-                             cdc.publication_refusal(target, wanted_key, plain));
+                             cdc.publication_refusal(target, wanted_key));
     IF attached IS NULL THEN
         RETURN false;
     END IF;
@@ -214,16 +204,17 @@ BEGIN
     END IF;
     IF entry.oid IS NOT NULL THEN
         -- Another list than all columns is somebody's wish, unless it is ours of before.
-        IF coalesce(known.listed, known.masks) IS NULL OR cdc.is_listed_so(known, entry) THEN
+        IF known.plain_columns IS NULL OR cdc.is_listed_so(known, entry) THEN
             RETURN false;
         END IF;
         PERFORM cdc.withdraw(known.capture, known.table_oid);
     END IF;
     PERFORM cdc.add_to_publication(attached);
     RETURN true;
-EXCEPTION WHEN insufficient_privilege OR undefined_object OR object_not_in_prerequisite_state THEN
-    -- Whoever captures may not, or the publication itself is gone, or the table was altered before it was locked: the
-    -- capture stops and says what to do.
+EXCEPTION WHEN insufficient_privilege OR undefined_object OR object_not_in_prerequisite_state
+               OR invalid_parameter_value THEN
+    -- Whoever captures may not, or the publication itself is gone, or has a whole schema beside which it takes no list of
+    -- columns, or the table was altered before it was locked: the capture stops and says what to do.
     RETURN false;
 END
 $$;
