@@ -16,6 +16,7 @@ from psycopg.types.string import ByteaBinaryLoader
 from cdc import statements
 from cdc.change import KeyAndRow, Op, Page
 from cdc.cursor import TableCursor
+from cdc.errors import CatalogChanged
 from cdc.fingerprints import FINGERPRINTS_SQL, Seen, parameters
 from cdc.halving import halved
 from cdc.rounds import Drain, Found, Keys, KnownBy, Positions, Round
@@ -31,6 +32,8 @@ _AT_ONCE_ROWS = 64
 # So many more rows than a page holds may be in memory, should they become wide of a sudden.
 _PIECE_ROWS = 32
 
+# By the catalog as it is now, not as the snapshot has it: so are names in queries.
+_IS_READ = "SELECT pg_catalog.to_regclass(%(name)s)::oid = %(oid)s"
 _REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
 
 
@@ -146,7 +149,7 @@ class Source(ABC):
             if not is_cut and (len(rows) < keys.count or table.kind is Kind.VIEW):
                 sql = self._render((table, "gone"), lambda: statements.gone(table))
                 rows = [*rows, *self._rows(sql, values)]
-        return Page(table, rows, round_.read_at_ms, Op.UPSERT, is_cut)
+        return self._page_of(table, rows, round_.read_at_ms, Op.UPSERT, is_cut=is_cut)
 
     def page(self, table: CapturedTable, keys: Keys) -> Page | None:
         """Read the rows of logged keys in a snapshot of their own; None while the table is locked."""
@@ -162,7 +165,7 @@ class Source(ABC):
             sql = self._render((table, "ghosts"), lambda: statements.ghosts(table))
             with keys_of(table):
                 rows = self._rows(sql, arrays(keys)) if keys else ()
-        return Page(table, rows, read_at_ms, Op.DELETE)
+            return self._page_of(table, rows, read_at_ms, Op.DELETE)
 
     def taken(self, table: CapturedTable, keys: Mapping[bytes, Sequence[str]]) -> list[bytes]:
         """Return those of the keys from the topic, each with its columns' texts, that the columns' types take."""
@@ -191,7 +194,7 @@ class Source(ABC):
             asked = Asked(table, lambda: statements.chunk(table, resumed=resumed, rows=False), values)
             with self._reading_rows(asked):
                 rows, is_cut = self._page_rows(sql, values, most_rows)
-        return Page(table, rows, read_at_ms, Op.READ, is_cut)
+            return self._page_of(table, rows, read_at_ms, Op.READ, is_cut=is_cut)
 
     def look_up(self, table: CapturedTable, keys: Sequence[Sequence[str]], *, most_rows: int) -> Page | None:
         """Read the rows of `keys` from the topic in a snapshot of their own; None while the table is locked.
@@ -204,7 +207,7 @@ class Source(ABC):
             read_at_ms = self._head(readable).read_at_ms
             sql = self._render((table, "topic images"), lambda: statements.topic_images(table))
             rows, is_cut = self._page_rows(sql, arrays(keys), most_rows)
-        return Page(table, rows, read_at_ms, Op.READ, is_cut)
+            return self._page_of(table, rows, read_at_ms, Op.READ, is_cut=is_cut)
 
     def first_unreadable(self, asked: Asked) -> bytes | None:
         """Find the first of those rows that Postgres fails to read, in a few look-ups; None if that cannot be told."""
@@ -273,6 +276,19 @@ class Source(ABC):
         if not self._connection.closed:
             # Not ROLLBACK, after which psycopg drops its prepared statements and every poll would plan anew.
             self._connection.execute("COMMIT")
+
+    def _page_of(
+        self, table: CapturedTable, rows: Sequence[KeyAndRow], read_at_ms: int, op: Op, *, is_cut: bool = False
+    ) -> Page:
+        """Make a page of what this transaction has read; raise CatalogChanged if that may be another table's.
+
+        Rows are read by name, and what was read is locked, so that it keeps that. A look before would say less: no lock
+        keeps a schema's name.
+        """
+        values = {"name": statements.rows_name(table).as_string(), "oid": table.rows_oid}
+        if self._connection.execute(_IS_READ, values, prepare=True).fetchone() != (True,):
+            raise CatalogChanged(f"{table.name}: another table has its name now")
+        return Page(table, rows, read_at_ms, op, is_cut)
 
     def _page_rows(
         self, statement: bytes, values: Mapping[str, object], most_rows: int

@@ -164,7 +164,7 @@ class TimestampSource(Source):
             with keys_of(table):
                 values = {**arrays(keys), "since": position.swept_xmin if position else None}
                 rows = self._rows(sql, values) if keys else ()
-        return Page(table, rows, read_at_ms, Op.READ)
+            return self._page_of(table, rows, read_at_ms, Op.READ)
 
     def log_keys(self, table: CapturedTable, keys: Sequence[Sequence[str]]) -> None:
         """Ask the capture for keys by the requests' topic."""
