@@ -13,7 +13,6 @@ from cdc.change import KeyAndRow, Op, Page
 from cdc.cursor import Cursor, TableCursor
 from cdc.encoding import Encoding
 from cdc.errors import CaptureError, CatalogChanged
-from cdc.tables import CapturedTable
 from cdc.wire import OP_HEADER, SOURCE_TIME_HEADER, TABLE_HEADER, cursor_topic_name, topic_name
 from runtime.errors import RetryableError, ViewkeeperError
 from runtime.kafka import kafka_error, translated
@@ -82,19 +81,13 @@ class Publisher:
     def publish(self, page: Page) -> None:
         """Add a page, encoded, to the open Kafka transaction, which is begun if there is none.
 
-        Raises CaptureError for a record that is larger than the topic takes, unless such are held back, for a row
-        whose key is NULL, and what the encoding raises.
+        Raises CaptureError for a record that is larger than the topic takes, unless such are held back, and what the
+        encoding raises.
         """
         if not page.changes:
             return
         topic = topic_name(self._prefix, page.table.name)
-        try:
-            changes = self._fitting(topic, page.changes, self._encoding.encoded(topic, page))
-        except TypeError:
-            # A view may show such a row. To look for one in each page would cost something a row.
-            if all(key is not None for key, _ in page.changes):
-                raise
-            raise _null_key(page.table) from None
+        changes = self._fitting(topic, page.changes, self._encoding.encoded(topic, page))
         self._begin()
         upserted, deleted = _headers(page, page.op), _headers(page, Op.DELETE)
         produce, delivered = self._producer.produce, self._delivered_to(topic)
@@ -230,14 +223,6 @@ def _headers(page: Page, op: Op) -> Headers:
         (SOURCE_TIME_HEADER, str(page.read_at_ms).encode()),
         (TABLE_HEADER, str(page.table.name).encode()),
     ]
-
-
-def _null_key(table: CapturedTable) -> CaptureError:
-    key = ", ".join(column.name for column in table.key)
-    return CaptureError(
-        f"{table.name}: a row's key ({key}) is NULL, at least in part, and rows are told apart by it: leave such rows "
-        f"out of the view, WHERE ({key}) IS NOT NULL, or name another key"
-    )
 
 
 def _too_many_held_back(topic: str, rows: int) -> CaptureError:

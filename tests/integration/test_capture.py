@@ -437,8 +437,9 @@ def test_a_key_that_a_view_shows_twice_hides_none_that_is_gone(source: Source, d
 
 
 @pytest.mark.newest_postgres
+@pytest.mark.parametrize("chunk_rows", ["2", "20000"], ids=["last_of_a_full_chunk", "last_of_all"])
 def test_a_row_of_a_view_whose_key_is_null_stops_it_until_the_view_leaves_it_out(
-    source: Source, daemon: Daemons
+    source: Source, daemon: Daemons, chunk_rows: str
 ) -> None:
     source.run(
         "CREATE TABLE named (id bigint, name text)",
@@ -446,7 +447,7 @@ def test_a_row_of_a_view_whose_key_is_null_stops_it_until_the_view_leaves_it_out
         "CREATE VIEW shown AS SELECT id, name FROM named",
         "SELECT cdc.attach('viewkeeper', 'shown', NULL, '{name,id}')",
     )
-    stopped = daemon("cdc", "run")
+    stopped = daemon("cdc", "run", settings={"VIEWKEEPER_CDC_CHUNK_ROWS": chunk_rows})
     assert stopped.wait(30) == 1
     assert "public.shown: a row's key (name, id) is NULL, at least in part" in stopped.log_text()
     source.run("CREATE OR REPLACE VIEW shown AS SELECT id, name FROM named WHERE (name, id) IS NOT NULL")

@@ -16,10 +16,11 @@ from confluent_kafka import Producer
 
 from cdc.attachment import attach
 from cdc.partitions import partition_of
+from cdc.source_rows import CHUNK_ROWS
 from cdc.wire import TableName
 from runtime.settings import CdcSettings
 from tests.daemons import Daemon, Daemons
-from tests.integration.captured_source import CAPTURE, Source, headers, insert_tweets
+from tests.integration.captured_source import CAPTURE, Source, attach_words_view, headers, insert_tweets
 from tests.waiting import wait_until
 
 # What these tests are about is none of the versions' business, and they take long.
@@ -312,6 +313,21 @@ def test_views_and_partitioned_tables_are_compared(source: Source, daemon: Daemo
     for table in ("parted", "even"):
         assert found[f"public.{table}"]["repaired"] == 2
     source.wait_exact("parted", "even")
+
+
+@pytest.mark.parametrize("rows", [10, CHUNK_ROWS], ids=["last_of_all", "last_of_a_full_chunk"])
+def test_a_row_of_a_view_whose_key_is_null_is_told_of(
+    source: Source, daemon: Daemons, reconcile: Reconcile, rows: int
+) -> None:
+    """No capture is told of it, as long as nobody logs the view's changes."""
+    attach_words_view(source)
+    daemon("cdc", "run")
+    source.wait_published("shown")
+    source.run(f"INSERT INTO words SELECT nullif(i, {rows}), 'later' FROM generate_series(3, {rows}) i")
+    command = reconcile.begin("shown")
+    assert command.wait(60) == 1
+    assert "public.shown: a row's key (id) is NULL" in command.log_text()
+    assert "WHERE (id) IS NOT NULL" in command.log_text()
 
 
 def test_without_a_capture_it_says_what_to_do(source: Source, daemon: Daemons, reconcile: Reconcile) -> None:
