@@ -81,7 +81,7 @@ class WaitingKeys:
         self._unknown: set[int] = set()
 
     def take_in(self, data: bytes) -> None:
-        """Take in one message; `taken_in` counts the changes."""
+        """Take in one message; `taken_in` counts the changes, and what others have written to the WAL."""
         if data[0] == _KEEPALIVE:
             # Inside a transaction the server may be ahead of what it has sent.
             if self._open is None:
@@ -202,6 +202,8 @@ class WaitingKeys:
             changed.keys.update(dict.fromkeys(keys))
 
     def _other(self, message: bytes) -> None:
+        # Also what is passed over: a program that floods the WAL with messages would be read for ever otherwise.
+        self.taken_in += 1
         if self._open is None:
             return
         if message[0] == ord("T"):

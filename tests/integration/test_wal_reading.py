@@ -143,6 +143,33 @@ def test_a_sweep_passes_over_a_key_that_came_back_and_no_watermark_speaks_of_it_
         wait_until(lambda: is_known(until), what="a watermark")
 
 
+@pytest.mark.parametrize("is_transactional", [True, False])
+def test_a_round_ends_however_much_others_write_to_the_wal(wal: Source, *, is_transactional: bool) -> None:
+    """A program that writes messages of its own all the time must not keep the slot where it is."""
+    attach_wal(wal, "tweets")
+    with (
+        closing(connect(wal.url, name="test", settings=SESSION)) as session,
+        closing(WalSource(session, CAPTURE, url=wal.url, where="test", page_keys=PAGE_KEYS)) as source,
+    ):
+        (table,), _ = source.attached()
+        positions = {table.name: source.begin(table) or ""}
+
+        def finds_a_key() -> bool:
+            with source.round((table,), positions, lambda _table: PAGE_KEYS) as round_:
+                return bool(round_.found)
+
+        assert not finds_a_key()
+        emitted = f"pg_logical_emit_message({is_transactional}, 'other', '')"
+        wal.run(
+            f"SELECT count({emitted}) FROM generate_series(1, {PAGE_KEYS})", "INSERT INTO tweets (tweet_id) VALUES (1)"
+        )
+        end = wal.value("SELECT pg_current_wal_flush_lsn()::text")
+        sent = f"SELECT count(*) FROM pg_stat_replication WHERE application_name LIKE '%wal' AND sent_lsn >= '{end}'"
+        wait_until(lambda: wal.value(sent), what="the change behind the messages")
+        assert not finds_a_key(), "one round reads all that has come"
+        wait_until(finds_a_key, what="the change")
+
+
 def test_a_table_that_somebody_else_added_to_the_publication_begins_once_its_writers_of_before_are_over(
     wal: Source, noting: NotingSource, settings: CdcSettings
 ) -> None:
