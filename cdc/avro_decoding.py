@@ -37,6 +37,10 @@ class AvroDecoding:
         self._schemas = schemas
         self._written: dict[int, _Written] = {}
 
+    def learn(self, number: int, schema: str) -> None:
+        """Take note of a schema that is not to be asked for."""
+        self._written[number] = _written(schema)
+
     def keys_json(self, keys: Sequence[bytes]) -> Sequence[bytes]:
         """Return the JSON of keys, as Postgres would have written it."""
         return list(map(self.json, keys))

@@ -100,6 +100,8 @@ class AvroEncoding:
         self, subject: str, schema: str, columns: Sequence[Column], type_of: Callable[[Column], AvroType]
     ) -> "_Records":
         number = self._registry.register(subject, Schema(schema, "AVRO"))
+        # The instance that is asked next may not have heard of it yet: our own keys would be taken for others'.
+        self.decoding.learn(number, schema)
         return _Records(number, json.loads(schema), {column.name: type_of(column) for column in columns})
 
 

@@ -12,17 +12,44 @@ from urllib.request import Request, urlopen
 import pytest
 from confluent_kafka.schema_registry import Schema
 
+from cdc.avro_decoding import AvroDecoding
 from compose.local.process import free_port
 from compose.local.registry import SchemaRegistry
 from runtime.errors import ConfigurationError
 from runtime.registry import Registry, RegistryRefused, RegistryUnavailable
 from runtime.settings import CdcSettings
 from tests.daemons import Daemons
-from tests.integration.captured_source import Source
+from tests.integration.captured_source import Source, insert_tweets
 
 SCHEMA = Schema('{"type": "record", "name": "Row", "fields": [{"name": "id", "type": "long"}]}', "AVRO")
 HTML = b"<html><body>The page that you look for is not here.</body></html>"
+UNKNOWN = b'{"error_code": 40403, "message": "Schema not found"}'
 USER = {"schema_registry_user": "ann", "schema_registry_password": "opens"}
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Passes requests on, or answers them itself."""
+
+    def pass_on(self, url: str) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {"Content-Type": self.headers["Content-Type"]}
+        try:
+            with urlopen(Request(url + self.path, data=body, headers=headers)) as answer:  # noqa: S310 - ours
+                self.answer(answer.status, answer.read())
+        except HTTPError as error:
+            with error:
+                self.answer(error.code, error.read())
+        except URLError:
+            self.answer(502, b"bad gateway")
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
 
 
 @contextmanager
@@ -30,33 +57,31 @@ def guarded(url: str) -> Iterator[str]:
     """Give the URL of a proxy that passes on what ann asks, with her password."""
     wanted = f"Basic {b64encode(b'ann:opens').decode()}"
 
-    class Guard(BaseHTTPRequestHandler):
+    class Guard(Proxy):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.headers["Authorization"] != wanted:
-                self._answer(401, b'{"error_code": 40101, "message": "who are you?"}')
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.answer(401, b'{"error_code": 40101, "message": "who are you?"}')
                 return
-            headers = {"Content-Type": self.headers["Content-Type"]}
-            try:
-                with urlopen(Request(url + self.path, data=body, headers=headers)) as answer:  # noqa: S310 - ours
-                    self._answer(answer.status, answer.read())
-            except HTTPError as error:
-                with error:
-                    self._answer(error.code, error.read())
-            except URLError:
-                self._answer(502, b"bad gateway")
-
-        def _answer(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Keep quiet."""
+            self.pass_on(url)
 
     with serving(Guard) as guard:
         yield guard
+
+
+@contextmanager
+def behind(url: str) -> Iterator[str]:
+    """Give the URL of an instance of the registry that has others register, and has heard of no schema yet."""
+
+    class Behind(Proxy):
+        def do_POST(self) -> None:
+            self.pass_on(url)
+
+        def do_GET(self) -> None:
+            self.answer(404, UNKNOWN)
+
+    with serving(Behind) as instance:
+        yield instance
 
 
 @contextmanager
@@ -64,20 +89,13 @@ def gateway(*answers: tuple[int, bytes]) -> Iterator[str]:
     """Give the URL of a server that answers whatever it is asked, in turn; its last answer over and over."""
     left = list(answers)
 
-    class Gateway(BaseHTTPRequestHandler):
+    class Gateway(Proxy):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.do_GET()
 
         def do_GET(self) -> None:
-            status, body = left.pop(0) if len(left) > 1 else left[0]
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Keep quiet."""
+            self.answer(*(left.pop(0) if len(left) > 1 else left[0]))
 
     with serving(Gateway) as url:
         yield url
@@ -224,3 +242,21 @@ def test_a_wrong_password_ends_the_capture_as_a_wrong_setting_does(
         capture = daemon("cdc", "run", settings=settings)
         assert capture.wait(60) == 2
     assert "access refused: who are you?" in capture.log_text()
+
+
+@pytest.mark.newest_postgres
+def test_a_captures_own_keys_are_its_own_where_the_registry_does_not_know_their_schema(
+    source: Source, daemon: Daemons, schema_registry: SchemaRegistry
+) -> None:
+    """They would stay in the topic, taken for another program's."""
+    source.run(insert_tweets(1, 10))
+    source.attach("tweets")
+    with behind(schema_registry.url) as url, registry(schema_registry.url) as known:
+        source.as_json = AvroDecoding(known).json
+        settings = {"VIEWKEEPER_ENCODING": "avro", "VIEWKEEPER_SCHEMA_REGISTRY_URL": url}
+        capture = daemon("cdc", "run", settings=settings)
+        source.wait_exact("tweets")
+        source.run("TRUNCATE tweets")
+        source.wait_exact("tweets")
+        assert not capture.logged("foreign_keys")
+        assert capture.terminate() == 0
