@@ -21,6 +21,9 @@ _SINCE = {"transaction_timeout": 170_000}
 # libpq gives no SQLSTATE for a failed connect. What is not in this list is waited for, with the server's line logged.
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "permission denied", "not permitted")
 
+# As servers before Postgres 16 say it, and those since.
+_NO_WALSENDER = ("replication role to start walsender", "permission denied to start WAL sender")
+
 
 class DatabaseUnavailable(RetryableError):  # noqa: N818 - the state, as the log reads it
     """The database cannot be reached, went away, or asked for the transaction to be tried again."""
@@ -95,6 +98,13 @@ def describe(url: str) -> str:
 def connect_error(error: psycopg.OperationalError, where: str) -> ViewkeeperError:
     """Translate a failed connect by the server's line."""
     line = " ".join(str(error).split())
+    if "FATAL" in line and any(text in line for text in _NO_WALSENDER):
+        role = error.pgconn.user.decode() if error.pgconn else "…"
+        return ConfigurationError(
+            f"{where}: role {role} lacks the attribute REPLICATION, without which it may not read the WAL; run: ALTER "
+            f"ROLE {role} REPLICATION, or what a managed service has instead, on Amazon RDS GRANT rds_replication TO "
+            f"{role}"
+        )
     if "FATAL" in line and any(text in line for text in _REFUSALS):
         return ConfigurationError(f"{where}: login refused: {line}; check the URL's user, password and database")
     return DatabaseUnavailable(f"{where}: cannot connect: {line}")

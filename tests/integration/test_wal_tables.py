@@ -5,6 +5,7 @@ import signal
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 import cdc.attachment
 from cdc.attachment import attach
@@ -157,6 +158,19 @@ def test_a_role_makes_nothing_in_our_schema_unless_columns_are_to_stay(wal: Sour
         assert str(refused.value).splitlines()[1:-1] == ["  - CREATE on schema cdc"]
         attach_wal(wal, "tweets")
         wal.run("RESET ROLE")
+
+
+def test_a_role_that_may_not_read_the_wal_is_told_what_it_lacks(wal: Source, daemon: Daemons) -> None:
+    attach_wal(wal, "tweets")
+    with other_role(wal.connection, "captor") as role:
+        wal.run(f"GRANT USAGE ON SCHEMA cdc TO {role}", f"GRANT ALL ON ALL TABLES IN SCHEMA cdc, public TO {role}")
+        superuser = conninfo_to_dict(wal.url)["user"]
+        refused = run_wal(daemon, {"VIEWKEEPER_SOURCE_URL": wal.url.replace(f"{superuser}@", f"{role}@", 1)})
+        assert refused.wait(30) == 2
+        complaint = refused.log_text().splitlines()[-1]
+        assert f"role {role} lacks the attribute REPLICATION" in complaint
+        assert f"run: ALTER ROLE {role} REPLICATION" in complaint
+        assert "check the URL" not in complaint
 
 
 def test_w2_a_table_is_not_attached_while_a_transaction_has_written_to_it(
