@@ -17,6 +17,8 @@ from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
 
+_IF_POLLED = "or, if the capture polls its tables, set VIEWKEEPER_CDC_SOURCE=timestamp as it has it"
+
 TABLES_SQL = f"""
 SELECT t.id AS attachment, t.table_oid AS oid, r.oid AS rows_oid, t.masks IS NOT NULL AS is_masked,
        t.table_schema AS schema, t.table_name AS name, t.kind, t.is_projected, t.source, t.moving_to, t.level,
@@ -277,7 +279,7 @@ def check_source(connection: psycopg.Connection, where: str) -> None:
     if row is not None and row[0]:
         raise CaptureError(
             f"{where} is a standby, where xids of the primary may yet be lost; "
-            "point VIEWKEEPER_SOURCE_URL at the primary"
+            f"point VIEWKEEPER_SOURCE_URL at the primary; {_IF_POLLED}"
         )
     if row is None or not row[1]:
-        raise ConfigurationError(f"{where}: schema cdc is missing; run: {migration_command('source')}")
+        raise ConfigurationError(f"{where}: schema cdc is missing; run: {migration_command('source')}\n{_IF_POLLED}")

@@ -186,6 +186,15 @@ def test_nothing_is_attached_and_tables_have_to_be_named(polled: PolledSource, d
     assert "tables are named in VIEWKEEPER_CDC_TABLES" in attach.log_text()
 
 
+@pytest.mark.parametrize("command", ["status", "reconcile"])
+def test_a_forgotten_source_is_named_beside_the_migration(polled: PolledSource, daemon: Daemons, command: str) -> None:
+    tables = polled.tables(items=BOTH)["VIEWKEEPER_CDC_TABLES"]
+    refused = daemon("cdc", command, settings={"VIEWKEEPER_CDC_TABLES": tables})
+    assert refused.wait() == 2
+    assert "schema cdc is missing; run: alembic" in refused.log_text()
+    assert "if the capture polls its tables, set VIEWKEEPER_CDC_SOURCE=timestamp" in refused.log_text()
+
+
 @pytest.fixture(scope="module")
 def replica(
     tmp_path_factory: pytest.TempPathFactory, postgres_binaries: Path
@@ -253,6 +262,15 @@ def test_the_watermark_stands_still_while_a_replica_receives_nothing(
     source.wait_text("items", 1, "not received")
     source.wait_published("items")
     assert capture.terminate() == 0
+
+
+def test_who_asks_about_a_replica_without_the_source_is_told_of_it(
+    polled_replica: tuple[PolledSource, dict[str, str]], daemon: Daemons
+) -> None:
+    _, settings = polled_replica
+    refused = daemon("cdc", "status", settings={**settings, "VIEWKEEPER_CDC_SOURCE": "triggers"})
+    assert refused.wait() == 1
+    assert "if the capture polls its tables, set VIEWKEEPER_CDC_SOURCE=timestamp" in refused.log_text()
 
 
 @contextmanager
