@@ -13,7 +13,7 @@ from cdc.cursor import Cursor, TableCursor
 from cdc.errors import CaptureError, CatalogChanged
 from cdc.fingerprints import Seen
 from cdc.handover import Handover
-from cdc.history import demand_snapshot_allowed
+from cdc.history import demand_moved_together, demand_snapshot_allowed
 from cdc.masks import demand_key
 from cdc.paging import Paging
 from cdc.progress import Phase, phase
@@ -258,6 +258,7 @@ class Reader:
         )
         for name in {**self._cursor.tables, **self._entries}:
             if name not in self._entries:
+                demand_moved_together(self._settings, name, self._cursor.tables[name])
                 # Nothing here is attached by that name: the next cursor would forget what another database's needs.
                 demand_snapshot_allowed(self._settings, f"{reason}, and {name}, which that knows, is not attached here")
             # One that is read anew anyway, since that was asked for, may be of another history, or another source.

@@ -2,8 +2,9 @@
 
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +14,13 @@ from cdc.housekeeping import Housekeeping
 from cdc.session import SESSION
 from cdc.tables import SourceKind, captured_tables, source_of
 from cdc.wire import TableName
+from compose.local.kafka import KafkaBroker
 from runtime.errors import ConfigurationError
 from runtime.postgres import connect
 from tests.daemons import Daemon, Daemons, standard_output
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
 from tests.integration.logged import other_role
+from tests.integration.polled_source import TIMESTAMP, PolledSource
 from tests.integration.wal_steps import SLOTS
 from tests.torture_steps import Kind, Step
 from tests.waiting import wait_until
@@ -319,3 +322,56 @@ def test_a_change_log_that_was_full_before_it_comes_to_triggers_leads_to_a_snaps
         wait_until(lambda: after.logged("taken_over") or after.logged("to_be_read_anew"), what="the handover")
         wal.run("UPDATE tweets SET text = 'changed' WHERE tweet_id = 7")
     wal.wait_exact("tweets")
+
+
+def _polled_alone(source: PolledSource, daemon: Daemons, table: str) -> Daemon:
+    """Have two tables captured by triggers, then start the capture over with one of them polled; give that capture."""
+    _attach(source, SourceKind.TRIGGERS)
+    before = _run(daemon, SourceKind.TRIGGERS)
+    source.wait_exact(*TABLES)
+    assert before.terminate() == 0
+    settings = source.tables(**{table: TIMESTAMP})
+    # The first start makes the topic of requests.
+    assert daemon("cdc", "run", settings=settings).wait(30) == 1
+    assert daemon("cdc", "snapshot", table, settings=settings).wait() == 0
+    return daemon("cdc", "run", settings=settings)
+
+
+@pytest.fixture
+def both(source: Source, kafka: KafkaBroker, tmp_path: Path) -> Iterator[PolledSource]:
+    """Give a source that has triggers, and may be polled."""
+    polled = PolledSource(source.url, kafka, source.prefix, tmp_path)
+    with closing(polled.connection):
+        polled.run(insert_tweets(1, 10), "UPDATE tweets SET updated_at = now()")
+        yield polled
+
+
+def test_all_tables_of_a_capture_come_to_be_polled_together(both: PolledSource, daemon: Daemons) -> None:
+    alone = _polled_alone(both, daemon, "tweets")
+    assert alone.wait(30) == 1
+    complaint = alone.log_text().splitlines()[-1]
+    assert "another history" not in complaint
+    assert "all tables of capture viewkeeper move together: name it in VIEWKEEPER_CDC_TABLES, too" in complaint
+    assert "run: viewkeeper-cdc snapshot public.users" in complaint
+    settings = both.tables(tweets=TIMESTAMP, users=TIMESTAMP)
+    assert daemon("cdc", "snapshot", "users", settings=settings).wait() == 0
+    daemon("cdc", "run", settings=settings)
+    both.wait_published(*TABLES)
+    both.assert_topic_equals_table("tweets", "tweet_id")
+
+
+def test_some_tables_of_a_capture_come_to_be_polled_under_another_name(both: PolledSource, daemon: Daemons) -> None:
+    alone = _polled_alone(both, daemon, "tweets")
+    assert alone.wait(30) == 1
+    complaint = alone.log_text().splitlines()[-1]
+    assert "run the capture with VIEWKEEPER_CDC_SOURCE=triggers again, detach those there" in complaint
+    _run(daemon, SourceKind.TRIGGERS)
+    assert detach(both.connection, CAPTURE, TableName.parse("tweets"), where="test")
+    wait_until(lambda: both.entry("tweets") is None, what="a cursor without the table")
+    settings = {**both.tables(tweets=TIMESTAMP), "VIEWKEEPER_CDC_NAME": "polled"}
+    assert daemon("cdc", "snapshot", "tweets", settings=settings).wait() == 0
+    daemon("cdc", "run", settings=settings)
+    both.run("DELETE FROM tweets WHERE tweet_id = 1")
+    assert daemon("cdc", "snapshot", "tweets", "--wait", settings=settings).wait(30) == 0
+    both.assert_topic_equals_table("tweets", "tweet_id")
+    both.wait_published("users")
