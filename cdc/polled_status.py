@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from cdc.cursor import Cursor, TableCursor
+from cdc.errors import CaptureError
 from cdc.kafka_lease import lease_group
 from cdc.kafka_requests import RequestTopic
 from cdc.requests import SnapshotRequest
@@ -47,10 +48,22 @@ class PolledStatusSource(StatusSource):
         super().__init__(connection, capture, where=where)
         self._options = options
         self._requests = requests
+        self._gone: dict[str, CaptureError] = {}
 
     def tables(self) -> Sequence[AttachedTable]:
-        """Return the tables that VIEWKEEPER_CDC_TABLES names, in its order."""
-        return [self._table(options) for options in self._options]
+        """Return the tables that VIEWKEEPER_CDC_TABLES names, in its order, without those that are `gone`."""
+        found = []
+        self._gone = {}
+        for options in self._options:
+            try:
+                found.append(self._table(options))
+            except CaptureError as error:
+                self._gone[str(options.name)] = error
+        return found
+
+    def gone(self) -> tuple[str, ...]:
+        """Return in words which tables are not there any more: each has its own, the others are to be seen."""
+        return tuple(map(str, self._gone.values()))
 
     def records_waiting(self, table: AttachedTable, entry: TableCursor | None) -> int | None:  # noqa: ARG002
         """Return None: what waits is not known before it is read."""
@@ -76,10 +89,15 @@ class PolledStatusSource(StatusSource):
         return sorted(standing, key=lambda request: request.id)
 
     def request_snapshots(self, tables: Sequence[TableName]) -> tuple[SnapshotRequest, ...]:
-        """Ask for a snapshot of each table, all or none; raise ConfigurationError if one is not captured."""
+        """Ask for a snapshot of each table, all or none; raise ConfigurationError if one is not captured.
+
+        Raises CaptureError if one is gone.
+        """
         attachments = {table.name: table.attachment for table in self.tables()}
         wanted = tuple(dict.fromkeys(tables))
         for table in wanted:
+            if str(table) in self._gone:
+                raise self._gone[str(table)]
             if str(table) not in attachments:
                 raise unnamed(table)
         numbers = self._requests.ask_for_snapshots(wanted)

@@ -175,6 +175,7 @@ def _status(
         *_capture_needs(settings.cdc_name, leader, token_known),
         *_slot_needs(slot, is_used=is_slot_used),
         *source.left(),
+        *source.gone(),
     ]
     if kafka.trouble is not None:
         needs.append(f"{kafka.trouble}; until it answers nothing is published, and changes wait in the source")

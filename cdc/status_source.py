@@ -163,6 +163,10 @@ class StatusSource:
         """Return in words what the database keeps for a source that the capture reads no more."""
         return ()
 
+    def gone(self) -> tuple[str, ...]:
+        """Return in words which tables are not among `tables` any more, as they were found last."""
+        return ()
+
     def requests(self, newest: Cursor | None) -> Sequence[RequestStatus]:  # noqa: ARG002 - in Kafka it is needed
         """Return the requests that the capture has not begun, oldest first."""
         with translated(self._where), self._connection.cursor(row_factory=class_row(RequestStatus)) as cursor:

@@ -108,6 +108,24 @@ def test_status_tells_leader_mode_and_requests(polled: PolledSource, daemon: Dae
     assert (status["leader"]["name"], [one["table"] for one in status["requests"]]) == (None, ["public.items"])
 
 
+def test_status_tells_of_other_tables_where_one_was_dropped(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run("CREATE TABLE others (LIKE items INCLUDING ALL)")
+    settings = polled.tables(others=TIMESTAMP, items=TIMESTAMP)
+    capture = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items", "others")
+    polled.run("DROP TABLE others")
+    assert capture.wait() == 1
+    shown = daemon("cdc", "status", "--json", settings=settings)
+    assert shown.wait() == 1
+    status = json.loads(shown.log_text())
+    assert [(table["table"], table["phase"]) for table in status["tables"]] == [("public.items", "complete")]
+    assert [need for need in status["needs_a_person"] if "there is no table or view public.others" in need]
+    refused = daemon("cdc", "snapshot", "others", settings=settings)
+    assert refused.wait() == 1
+    assert "there is no table or view public.others" in refused.log_text()
+    assert daemon("cdc", "snapshot", "items", settings=settings).wait() == 0
+
+
 def test_a_standby_takes_over_within_ten_seconds(polled: PolledSource, daemon: Daemons) -> None:
     settings = polled.tables(items=BOTH)
     first = daemon("cdc", "run", settings=settings)
