@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import psycopg
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
@@ -26,16 +27,17 @@ from cdc.source import Source
 from cdc.source_rows import SourceRows
 from cdc.sources import polled_options, source_over
 from cdc.status_source import StatusSource
-from cdc.table_options import Mode, unnamed
+from cdc.table_options import Mode, TableOptions, unnamed
 from cdc.tables import CapturedTable, selected
 from cdc.timestamp import TimestampSource
+from cdc.timestamp_tables import polled_table
 from cdc.topics import end_offsets, topic_identities
 from cdc.watching import CursorTail, Watch
 from cdc.watermarks import Watermarks
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.kafka import admin, check_reachable
-from runtime.postgres import ObjectMissing, connect, describe
+from runtime.postgres import ObjectMissing, connect, describe, translated
 from runtime.settings import ReconcileSettings
 
 _NAME = "viewkeeper-cdc reconcile"
@@ -68,18 +70,21 @@ def reconcile(
     """Compare the topics of these tables, or of all that are captured, with their tables while both are in use.
 
     With `repair`, keys that differ are published anew by the capture that runs. Raises ConfigurationError for a table
-    that is not captured, CaptureError if no capture runs, or if a table has no watermark to compare by.
+    that is not captured, CaptureError if no capture runs, or if a table has no watermark to compare by, and for a
+    polled one that is gone: after all others are compared, unless it is asked for by name.
     """
     where = describe(settings.source_url)
     client = admin(settings, name="viewkeeper-cdc-reconcile")
     with (
-        _reading(settings, client) as source,
+        _reading(settings, client) as (source, gone),
         outside(settings, client, name=_NAME) as capture,
         CursorTail(client, settings, settings.cdc_name) as tail,
         closing(encoding_of(settings)) as encoding,
     ):
         check_reachable(client, settings)
         _demand_capture(capture.leader, settings.cdc_name)
+        if not gone.keys().isdisjoint(names):
+            raise next(gone[name] for name in names if name in gone)
         chosen = _chosen(source, names, settings, where)
         demand_key([table.name for table, _ in chosen if table.is_masked], settings.cdc_mask_key)
         bulk = _bulk(settings)
@@ -110,26 +115,48 @@ def reconcile(
         for one in comparisons:
             with one.made(repair=repair, wait_seconds=wait_seconds, say=say) as result:
                 yield result
+        if gone and not names:
+            raise CaptureError("\n".join(map(str, gone.values())))
 
 
 @contextmanager
-def _reading(settings: ReconcileSettings, client: AdminClient) -> Iterator[Source]:
+def _reading(
+    settings: ReconcileSettings, client: AdminClient
+) -> Iterator[tuple[Source, Mapping[TableName, CaptureError]]]:
+    """Give what reads the tables, and why it does not read those that are gone."""
     where = describe(settings.source_url)
     session = SESSION | mask_session(settings.cdc_mask_key)
     with closing(connect(settings.source_url, name=_NAME, settings=session)) as connection:
         if settings.cdc_source != "timestamp":
-            yield source_over(settings, connection, where=where)
+            yield source_over(settings, connection, where=where), {}
             return
+        options = polled_options(settings.cdc_tables)
+        gone = _gone(connection, options, where)
         with closing(RequestTopic(settings, client, settings.cdc_name)) as requests:
-            yield TimestampSource(
+            source = TimestampSource(
                 connection,
                 settings.cdc_name,
                 where=where,
                 token="",
-                options=polled_options(settings.cdc_tables),
+                options=[one for one in options if one.name not in gone],
                 intervals=NOTHING,
                 requests=requests,
             )
+            yield source, gone
+
+
+def _gone(
+    connection: psycopg.Connection, options: Sequence[TableOptions], where: str
+) -> Mapping[TableName, CaptureError]:
+    """Return why polled tables cannot be compared that were dropped or renamed."""
+    gone = {}
+    for one in options:
+        try:
+            with translated(where):
+                polled_table(connection, one, where=where)
+        except CaptureError as error:
+            gone[one.name] = error
+    return gone
 
 
 class _Comparison:
@@ -212,8 +239,14 @@ def _chosen(
             raise ConfigurationError(
                 f"{where}: {name} is not attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach {name}"
             )
-    tables = [known[name] for name in dict.fromkeys(names)] if names else selected(attached, settings.cdc_tables)
-    if not tables:
+    if names:
+        tables = [known[name] for name in dict.fromkeys(names)]
+    elif settings.cdc_source == "timestamp":
+        # Those of the setting, without any that is gone.
+        tables = list(attached)
+    else:
+        tables = list(selected(attached, settings.cdc_tables))
+    if not tables and settings.cdc_source != "timestamp":
         raise ConfigurationError(
             f"{where}: no table is attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach TABLE…"
         )

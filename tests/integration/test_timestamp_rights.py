@@ -126,6 +126,26 @@ def test_status_tells_of_other_tables_where_one_was_dropped(polled: PolledSource
     assert daemon("cdc", "snapshot", "items", settings=settings).wait() == 0
 
 
+def test_reconcile_goes_on_with_other_tables_where_one_is_not_there(
+    polled: PolledSource, daemon: Daemons, tmp_path: Path
+) -> None:
+    """The capture that runs polls fewer, or has not noticed yet."""
+    running = polled.tables(items=TIMESTAMP)
+    file = Path(running["VIEWKEEPER_CDC_TABLES"]).rename(tmp_path / "running.toml")
+    daemon("cdc", "run", settings={**running, "VIEWKEEPER_CDC_TABLES": str(file)})
+    polled.wait_published("items")
+    settings = polled.tables(others=TIMESTAMP, items=TIMESTAMP)
+    compared = daemon("cdc", "reconcile", "--json", settings=settings)
+    assert compared.wait(60) == 1
+    report, *complaint = compared.log_text().splitlines()
+    assert (json.loads(report)["table"], json.loads(report)["equal"]) == ("public.items", 10)
+    assert "there is no table or view public.others, which VIEWKEEPER_CDC_TABLES names" in complaint[-1]
+    named = daemon("cdc", "reconcile", "others", "items", settings=settings)
+    assert named.wait(60) == 1
+    assert "there is no table or view public.others" in named.log_text()
+    assert daemon("cdc", "reconcile", "items", settings=settings).wait(60) == 0
+
+
 def test_a_standby_takes_over_within_ten_seconds(polled: PolledSource, daemon: Daemons) -> None:
     settings = polled.tables(items=BOTH)
     first = daemon("cdc", "run", settings=settings)
