@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
+import structlog
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
-from cdc.errors import WireError
 from cdc.look_back import Order
 from cdc.records import RecordReader
 from cdc.topics import end_offsets
@@ -18,6 +18,8 @@ from cdc.wire import TableName, requests_topic_name
 from runtime.errors import ConfigurationError
 from runtime.kafka import REQUEST_SECONDS, producer, translated
 from runtime.settings import KafkaSettings
+
+log = structlog.get_logger()
 
 REQUESTS_CONFIG = {"cleanup.policy": "delete", "retention.ms": str(7 * 24 * 3600 * 1000)}
 _MOST_RECORDS = 1_000
@@ -67,7 +69,9 @@ class RequestTopic:
             for record in self._reader.read(_MOST_RECORDS):
                 key, value, offset = record.key(), record.value(), record.offset() or 0
                 if key == self._capture.encode() and isinstance(value, bytes):
-                    self._take(value, offset, record.timestamp()[1])
+                    request = self._decoded(value, record.partition(), offset)
+                    if request is not None:
+                        self._take(request, offset, record.timestamp()[1])
 
     def next_keys(self, table: str, *, done: int) -> KeysRequest | None:
         """Return the oldest request for keys of a table that is newer than `done`; what is older is forgotten."""
@@ -93,13 +97,22 @@ class RequestTopic:
             self._reader.close()
             self._reader = None
 
-    def _take(self, value: bytes, offset: int, asked_at_ms: int) -> None:
+    def _decoded(self, value: bytes, partition: int | None, offset: int) -> Request | None:
         try:
-            request = msgspec.json.decode(value, type=Request)
-        except msgspec.DecodeError as error:
-            raise WireError(
-                f"{self._topic} offset {offset}: not a request: {error}; is another program writing to this topic?"
-            ) from error
+            return msgspec.json.decode(value, type=Request)
+        except ValueError as error:  # msgspec's errors are ValueErrors, too
+            # Nothing that was published hangs on a request, and the record stays until the topic's retention is over.
+            log.warning(
+                "no_request",
+                topic=self._topic,
+                partition=partition,
+                offset=offset,
+                reason=f"{error}: it is passed over; is another program writing to this topic?",
+                advice="if somebody has asked for a snapshot there, ask for it by: viewkeeper-cdc snapshot TABLE",
+            )
+            return None
+
+    def _take(self, request: Request, offset: int, asked_at_ms: int) -> None:
         if request.keys is None:
             self.newest[request.table] = offset + 1
             self.asked_at[request.table] = datetime.fromtimestamp(asked_at_ms / 1000, UTC)

@@ -4,6 +4,7 @@ import json
 from contextlib import closing
 
 import pytest
+from confluent_kafka import Producer
 
 from cdc.kafka_requests import RequestTopic
 from cdc.wire import TableName
@@ -147,6 +148,32 @@ def test_keys_that_were_asked_for_are_read_once(polled: PolledSource, daemon: Da
     daemon("cdc", "run", settings=polling)
     polled.wait_published("items")
     assert len(polled.topic("items").records) == 10 + 1
+
+
+def test_a_record_that_is_no_request_is_passed_over(polled: PolledSource, daemon: Daemons) -> None:
+    """It stays in the topic for days, and would stop every start."""
+    settings = polled.tables(items=TIMESTAMP)
+    assert _stopped(polled, daemon, settings)
+    topic = f"{polled.prefix}.requests"
+    malformed = [b"snapshot items", b'{"table":1}', b'{"table":"\xff"}']
+    producer = Producer({"bootstrap.servers": polled.bootstrap_servers})
+    for value in malformed:
+        producer.produce(topic, value, CAPTURE)
+    assert producer.flush(30) == 0
+    capture = daemon("cdc", "run", settings=settings)
+    asked = daemon("cdc", "snapshot", "items", "--wait", settings=settings)
+    assert asked.wait(30) == 0, asked.log_text()
+    told = [(line["topic"], line["partition"], line["offset"]) for line in capture.logged("no_request")]
+    assert told == [(topic, 0, offset) for offset in range(len(malformed))]
+    assert {line["level"] for line in capture.logged("no_request")} == {"warning"}
+    assert capture.terminate() == 0
+
+
+def _stopped(polled: PolledSource, daemon: Daemons, settings: dict[str, str]) -> bool:
+    """Have a capture make its topics and read its tables."""
+    capture = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    return capture.terminate() == 0
 
 
 def test_a_truncated_table_is_read_anew(polled: PolledSource, daemon: Daemons) -> None:
