@@ -13,7 +13,7 @@ from cdc.decoding import shown
 from cdc.encoding import Encoding, Form
 from cdc.errors import CaptureError
 from cdc.sweep import MOST_SHOWN, KeyReader
-from cdc.tables import CapturedTable
+from cdc.tables import CapturedTable, SourceKind
 from cdc.topics import CHANGELOG_CONFIG, Topic, end_offsets, ensure_topic, topic_identities
 from cdc.wire import topic_name
 from runtime.settings import CdcSettings
@@ -35,6 +35,9 @@ _OTHER_LABELS = (
     "{table}, and rebuild the views that read it"
 )
 _OTHER_KEYS = (
+    "undo that; or delete topic {topic}, run: viewkeeper-cdc snapshot {table}, and rebuild the views that read it"
+)
+_OTHER_KEYS_ATTACHED = (
     "detach {table}, delete topic {topic}, attach it anew, run: viewkeeper-cdc snapshot {table}, and rebuild the views "
     "that read it"
 )
@@ -77,9 +80,10 @@ class TakingUp:
         ends = end_offsets(self._admin, topic.name, topic.partitions, isolation=IsolationLevel.READ_UNCOMMITTED)
         same = known is not None and known.topic == topic.name and known.topic_id in ("", topic.topic_id)
         if known is not None and any(ends) and known.topic == topic.name and known.key not in ((), key_of(table)):
+            advice = _OTHER_KEYS if table.source is SourceKind.TIMESTAMP else _OTHER_KEYS_ATTACHED
             raise CaptureError(
                 f"{table.name} has the key ({', '.join(key_of(table))}), and topic {topic.name} was written with "
-                f"({', '.join(known.key)}): {_OTHER_KEYS.format(table=table.name, topic=topic.name)}"
+                f"({', '.join(known.key)}): {advice.format(table=table.name, topic=topic.name)}"
             )
         if known is not None and any(ends) and known.topic == topic.name:
             labelled(table, known)
@@ -151,7 +155,8 @@ class TakingUp:
         for name, cursor in self._cursors().items():
             if name != self._settings.cdc_name and any(entry.topic == topic.name for entry in cursor.tables.values()):
                 raise CaptureError(
-                    f"topic {topic.name} is written by capture {name}: detach {table.name} from one of them"
+                    f"topic {topic.name} is written by capture {name}: detach {table.name} from one of them, or take "
+                    "it out of VIEWKEEPER_CDC_TABLES of one that polls"
                 )
 
 

@@ -16,6 +16,7 @@ from tests.daemons import Daemons
 from tests.integration.captured_source import Source
 from tests.integration.polled_source import BOTH, NO_LOOK_BACK, TIMESTAMP, PolledSource
 from tests.integration.wal_steps import SLOTS
+from tests.topics import delete_topic
 from tests.waiting import wait_until
 
 # What these tests are about is none of the versions' business, and they take long.
@@ -162,6 +163,31 @@ def test_a_name_of_no_table_is_a_wrong_setting_and_a_table_that_was_dropped_is_n
     polled.run("DROP TABLE items")
     assert capture.wait() == 1
     assert daemon("cdc", "run", settings=settings).wait() == 1
+
+
+def test_what_to_do_about_another_key_or_a_second_capture_is_said_in_words_of_polled_tables(
+    polled: PolledSource, daemon: Daemons
+) -> None:
+    settings = polled.tables(items=TIMESTAMP)
+    capture = daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    second = daemon("cdc", "run", settings={**settings, "VIEWKEEPER_CDC_NAME": "second"})
+    assert second.wait(30) == 1
+    assert "or take it out of VIEWKEEPER_CDC_TABLES of one that polls" in second.log_text()
+    assert capture.terminate() == 0
+    polled.run("UPDATE items SET text = id::text", "ALTER TABLE items ADD UNIQUE (text), ALTER text SET NOT NULL")
+    settings = polled.tables(items=f'{TIMESTAMP}\nkey = ["text"]')
+    refused = daemon("cdc", "run", settings=settings)
+    assert refused.wait(30) == 1
+    complaint = refused.log_text().splitlines()[-1]
+    topic = polled.topic_name("items")
+    assert "(id integer): undo that; or delete topic" in complaint
+    assert "tach" not in complaint
+    delete_topic(polled.bootstrap_servers, topic)
+    assert daemon("cdc", "snapshot", "items", settings=settings).wait() == 0
+    daemon("cdc", "run", settings=settings)
+    polled.wait_published("items")
+    assert polled.rows("items").keys() == {f'"{number}"' for number in range(1, 11)}
 
 
 def test_rows_that_are_wider_than_a_page_are_read_in_smaller_ones(polled: PolledSource, daemon: Daemons) -> None:
