@@ -60,7 +60,10 @@ WITH RECURSIVE target AS (
     SELECT 8, has_database_privilege(current_database(), 'CREATE'),
            format('CREATE on database %%I, for a publication', current_database()) WHERE %(source)s::text = 'wal'
     UNION ALL
-    SELECT 9, u.rolreplication OR u.rolsuper, 'the attribute REPLICATION, for a replication slot'
+    -- Amazon RDS keeps the attribute to itself, and gives what it allows to members of a role of its own.
+    SELECT 9, u.rolreplication OR u.rolsuper OR EXISTS (
+               SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = 'rds_replication' AND pg_has_role(r.oid, 'MEMBER')),
+           'the attribute REPLICATION (on Amazon RDS the role rds_replication), for a replication slot'
     FROM pg_catalog.pg_roles u WHERE u.rolname = current_user AND %(source)s::text = 'wal'
 )
 SELECT w.what FROM wanted w WHERE NOT w.given ORDER BY w.place, w.what

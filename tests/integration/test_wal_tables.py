@@ -9,6 +9,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import cdc.attachment
 from cdc.attachment import attach
+from cdc.rights import missing_rights
 from cdc.tables import SourceKind
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
@@ -138,8 +139,28 @@ def test_what_a_role_lacks_is_said_before_anything_is_made(wal: Source) -> None:
     lines = str(refused.value).splitlines()
     assert "  - ownership of public.tweets (a publication takes tables of one's own)" in lines
     assert f"  - CREATE on database {wal.value('SELECT current_database()')}, for a publication" in lines
-    assert "  - the attribute REPLICATION, for a replication slot" in lines
+    assert "  - the attribute REPLICATION (on Amazon RDS the role rds_replication), for a replication slot" in lines
     assert wal.value("SELECT count(*) FROM pg_publication") == 0
+
+
+def test_on_rds_it_is_a_role_that_lets_one_read_the_wal(wal: Source) -> None:
+    (table,) = wal.connection.execute("SELECT 'tweets'::regclass::oid").fetchone() or (0,)
+
+    def lacks_replication(session: psycopg.Connection) -> bool:
+        lacking = missing_rights(session, table, "tweets", source=SourceKind.WAL, row_level=False, by_view=False)
+        return any("REPLICATION" in one for one in lacking)
+
+    # Roles are the whole server's: these are never committed.
+    with wal.session() as session:
+        session.execute("CREATE ROLE rds_replication")
+        session.execute("CREATE ROLE captor")
+        session.execute("SET LOCAL ROLE captor")
+        assert lacks_replication(session)
+        session.execute("RESET ROLE")
+        session.execute("GRANT rds_replication TO captor")
+        session.execute("SET LOCAL ROLE captor")
+        assert not lacks_replication(session)
+        session.rollback()
 
 
 def test_a_role_makes_nothing_in_our_schema_unless_columns_are_to_stay(wal: Source) -> None:
