@@ -83,8 +83,8 @@ class WalSource(AttachedSource):
         self._remake = remake
         self._stream: WalStream | None = None
         self._owners: dict[int, Owner] = {}
-        # The snapshot that these were read in.
-        self._owners_of = Visibility(0, frozenset())
+        # The snapshot that these were read in, None before: an empty one would see half of all xids, of 32 bits alone.
+        self._owners_of: Visibility | None = None
         self._waiting = WaitingKeys(self._owner_of, 0, prefix="")
         self._tables: Sequence[CapturedTable] = ()
         # What the last round gave out, and the tables with a drain of such keys.
@@ -357,7 +357,7 @@ class WalSource(AttachedSource):
         # A partition of just now, or of another table by now: by this transaction, or by one that it saw. It may not be
         # visible yet, and is looked for again then. What a transaction that is seen has changed is in the tree by now,
         # or in none.
-        if not self._owners_of.sees(xid):
+        if self._owners_of is None or not self._owners_of.sees(xid):
             with translated(self._where):
                 self._learn_owners()
         return self._owners.get(oid)

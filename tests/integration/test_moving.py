@@ -2,11 +2,15 @@
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
 
 from cdc.attachment import attach, detach
 from cdc.cursor import Cursor, TableCursor
@@ -15,9 +19,11 @@ from cdc.session import SESSION
 from cdc.tables import SourceKind, captured_tables, source_of
 from cdc.wire import TableName
 from compose.local.kafka import KafkaBroker
+from compose.local.postgres import postgres as run_postgres
+from compose.local.unprivileged import needed_unprivileged
 from runtime.errors import ConfigurationError
 from runtime.postgres import connect
-from tests.daemons import Daemon, Daemons, standard_output
+from tests.daemons import ROOT, Daemon, Daemons, standard_output
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
 from tests.integration.logged import other_role
 from tests.integration.polled_source import TIMESTAMP, PolledSource
@@ -34,6 +40,7 @@ BOTH_WAYS = pytest.mark.parametrize(
     [(SourceKind.TRIGGERS, SourceKind.WAL), (SourceKind.WAL, SourceKind.TRIGGERS)],
     ids=["to-wal", "to-triggers"],
 )
+LARGE_XID = 2**31
 OURS = "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgname LIKE 'viewkeeper%'"
 PUBLISHED = "SELECT count(*) FROM pg_publication_rel"
 
@@ -134,6 +141,42 @@ def test_a_kill_in_the_middle_of_a_handover_does_no_harm(
     _run(daemon, on, VIEWKEEPER_CDC_LEASE_SECONDS="2")
     wal.wait_exact(*TABLES)
     wait_until(lambda: _has_left(wal, left), what="an end of what is left")
+
+
+def test_what_the_wal_still_has_is_taken_over_where_xids_are_large(
+    tmp_path: Path,
+    postgres_binaries: Path,
+    kafka: KafkaBroker,
+    topic_prefix: str,
+    daemon: Daemons,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with run_postgres(tmp_path / "own", binaries=postgres_binaries) as server, psycopg.connect(server.url()) as session:
+        session.autocommit = True
+        session.execute("VACUUM FREEZE")
+    unprivileged = needed_unprivileged()
+    xids = ["-x", str(LARGE_XID), "-u", str(LARGE_XID - 1)]
+    reset = [str(postgres_binaries / "pg_resetwal"), *xids, str(server.data_dir)]
+    subprocess.run([*(unprivileged.prefix if unprivileged else ()), *reset], check=True, capture_output=True)
+    with (
+        run_postgres(tmp_path / "own", binaries=postgres_binaries) as server,
+        connect(server.url(), name="test", settings={"TimeZone": "UTC"}) as session,
+    ):
+        source = Source(session, server.url(), kafka, topic_prefix)
+        monkeypatch.setenv("VIEWKEEPER_SOURCE_URL", source.url)
+        for section in ("source", "demo"):
+            command.upgrade(Config(ROOT / "alembic.ini", ini_section=section), "head")
+        _attach(source, SourceKind.WAL)
+        url = {"VIEWKEEPER_SOURCE_URL": source.url}
+        before = _run(daemon, SourceKind.WAL, **url)
+        source.wait_exact(*TABLES)
+        assert before.terminate() == 0
+        source.run(insert_tweets(1, 20))
+        _attach(source, SourceKind.TRIGGERS)
+        after = _run(daemon, SourceKind.TRIGGERS, **url)
+        source.wait_exact(*TABLES)
+        assert len(after.logged("taken_over")) == len(TABLES)
+        assert after.terminate() == 0
 
 
 @BOTH_WAYS
