@@ -92,11 +92,15 @@ class Watermarks:
 
     def _other_settings(self) -> str:
         """Return in words which settings may make the table look otherwise than it does to the capture."""
-        # The key of its masks is part of what a table looks like; so is how it is polled.
+        # The key of its masks is part of what a table looks like; so is how it is polled, or which source sees it.
         is_polled = self._table.source is SourceKind.TIMESTAMP
+        source = "; or VIEWKEEPER_CDC_SOURCE is not what viewkeeper-cdc run has, since it moves: set it as it is there"
         key = "; or VIEWKEEPER_CDC_MASK_KEY is not what viewkeeper-cdc run has: set it as it is there"
         tables = "; or VIEWKEEPER_CDC_TABLES says otherwise of it than for viewkeeper-cdc run: set it as it is there"
-        return f"{key if self._table.is_masked else ''}{tables if is_polled else ''}"
+        return (
+            f"{source if self._table.moving_to else ''}{key if self._table.is_masked else ''}"
+            f"{tables if is_polled else ''}"
+        )
 
     def _late(self, entry: TableCursor | None, time_of_source: datetime) -> str:
         known = entry.watermark if entry else None

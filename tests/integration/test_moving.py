@@ -264,6 +264,19 @@ def test_commands_say_what_moves(wal: Source, settings_env: dict[str, str]) -> N
     assert _has_left(wal, SourceKind.WAL)
 
 
+@BOTH_WAYS
+def test_a_table_that_moves_is_compared_by_the_source_that_the_capture_has(
+    wal: Source, daemon: Daemons, left: SourceKind, on: SourceKind
+) -> None:
+    _moving(wal, daemon, left, on, insert_tweets(1, 10))
+    by_the_other = daemon("cdc", "reconcile", "tweets", settings={"VIEWKEEPER_CDC_SOURCE": on})
+    assert by_the_other.wait(60) == 1
+    assert "VIEWKEEPER_CDC_SOURCE is not what viewkeeper-cdc run has, since it moves: set it as it is there" in (
+        by_the_other.log_text()
+    )
+    assert daemon("cdc", "reconcile", "tweets", settings={"VIEWKEEPER_CDC_SOURCE": left}).wait(60) == 0
+
+
 def test_what_the_capture_may_not_drop_is_left_to_the_tables_owner(wal: Source, daemon: Daemons) -> None:
     _attach(wal, SourceKind.TRIGGERS)
     before = _run(daemon, SourceKind.TRIGGERS)
