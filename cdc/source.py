@@ -24,6 +24,7 @@ from cdc.session import READER
 from cdc.sweep import key_columns
 from cdc.tables import CapturedTable, Kind, SourceKind, keys_of
 from cdc.unreadable import Asked, unreadable
+from runtime.errors import ViewkeeperError
 from runtime.postgres import DatabaseError, LockNotAvailable, ObjectMissing, translated
 
 MOST_PAGE_BYTES = 8 * 1024 * 1024
@@ -34,6 +35,7 @@ _PIECE_ROWS = 32
 
 # By the catalog as it is now, not as the snapshot has it: so are names in queries.
 _IS_READ = "SELECT pg_catalog.to_regclass(%(name)s)::oid = %(oid)s"
+_WITHDRAW = "SELECT cdc.withdraw_refused(%(capture)s)"
 _REQUESTS = "SELECT attachment, max(id) FROM cdc.request WHERE capture = %(capture)s GROUP BY attachment"
 
 
@@ -343,6 +345,12 @@ class AttachedSource(Source):
     @abstractmethod
     def tell(self, table: CapturedTable, keys: Keys) -> None:
         """Have keys that another source has found be found by this one, as if they had changed now."""
+
+    def _let_writers_go_on(self) -> None:
+        """Take those tables out of the publication whose writers Postgres refuses, where the role may."""
+        # Where it may not, what the capture stops for is still what it says.
+        with suppress(ViewkeeperError), translated(self._where):
+            self._connection.execute(_WITHDRAW, {"capture": self._capture})
 
 
 def _null_key(table: CapturedTable) -> CaptureError:

@@ -49,10 +49,18 @@ class TriggerSource(AttachedSource):
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
         """Return what has a change log, and what it looks like."""
-        with translated(self._where), self._reading(()):
-            tables = captured_tables(self._connection, self._capture)
-            demand_source(tables, self.kind)
-            return tables, self.seen(tables)
+        try:
+            with translated(self._where), self._reading(()):
+                tables = captured_tables(self._connection, self._capture)
+                demand_source(tables, self.kind)
+                looks = self.seen(tables)
+        except CaptureError:
+            self._let_writers_go_on()
+            raise
+        # One that moves is published, too, and nobody reads the WAL who would see that its identity is gone.
+        if any(SourceKind.WAL in (table.source, table.moving_to) for table in tables):
+            self._let_writers_go_on()
+        return tables, looks
 
     def out_of_reach(self, positions: Mapping[int, str]) -> Mapping[int, str]:
         """Return the attachments whose change log was emptied further than these positions reach."""

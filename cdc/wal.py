@@ -4,7 +4,7 @@ A commit is in the stream before other sessions see it: its keys wait until the 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import psycopg
 import structlog
@@ -25,7 +25,6 @@ from cdc.wal_drain import KeyDrain, page_of
 from cdc.wal_keys import Changed, Owner, WaitingKeys
 from cdc.wal_stream import SlotUnusable, WalStream
 from cdc.wal_times import KnownTimes
-from runtime.errors import ViewkeeperError
 from runtime.postgres import translated
 
 log = structlog.get_logger()
@@ -54,7 +53,6 @@ LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = t
 WHERE t.id = %(attachment)s
 """
 _PUBLISH = "SELECT cdc.publish(%(attachment)s)"
-_WITHDRAW = "SELECT cdc.withdraw_refused(%(capture)s)"
 
 
 class WalSource(AttachedSource):
@@ -109,10 +107,8 @@ class WalSource(AttachedSource):
                 demand_source(tables, self.kind)
                 looks = self.seen(tables)
         except CaptureError:
-            # Postgres may refuse the writers of the very table for which the capture stops. Where its role may not let
-            # them go on, that is still what it stops for.
-            with suppress(ViewkeeperError), translated(self._where):
-                self._connection.execute(_WITHDRAW, {"capture": self._capture})
+            # Postgres may refuse the writers of the very table for which the capture stops.
+            self._let_writers_go_on()
             raise
         with translated(self._where):
             self._learn_owners()

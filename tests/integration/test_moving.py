@@ -264,6 +264,17 @@ def test_commands_say_what_moves(wal: Source, settings_env: dict[str, str]) -> N
     assert _has_left(wal, SourceKind.WAL)
 
 
+def test_writers_go_on_if_a_table_that_is_to_move_loses_its_identity(wal: Source, daemon: Daemons) -> None:
+    capture = _moving(wal, daemon, SourceKind.TRIGGERS, SourceKind.WAL, insert_tweets(1, 10))
+    wal.run("ALTER TABLE tweets REPLICA IDENTITY NOTHING")
+    wait_until(lambda: wal.value(PUBLISHED) == 1, what="the table to be taken out of the publication")
+    wal.run("UPDATE tweets SET text = 'changed'")
+    wal.wait_exact(*TABLES)
+    wal.run("ALTER TABLE users DROP CONSTRAINT users_pkey")
+    assert capture.wait() == 1
+    wal.run("UPDATE users SET username = 'changed'")
+
+
 @BOTH_WAYS
 def test_a_table_that_moves_is_compared_by_the_source_that_the_capture_has(
     wal: Source, daemon: Daemons, left: SourceKind, on: SourceKind
