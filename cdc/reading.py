@@ -19,6 +19,7 @@ from cdc.paging import Paging
 from cdc.progress import Phase, phase
 from cdc.rounds import NOTHING_KNOWN, Found, KnownBy, Mark, Round
 from cdc.source import Source
+from cdc.table_options import named_tables
 from cdc.tables import CapturedTable, Kind, selected
 from cdc.taking_up import TakingUp, labelled
 from cdc.unreadable import RowsUnreadable
@@ -52,6 +53,8 @@ class Reader:
         handover: Handover | None = None,
     ) -> None:
         self._settings = settings
+        # Once: a file that is being written does not end a capture that runs.
+        self._named = named_tables(settings.cdc_tables)
         self._source = source
         self._handover = handover
         self._taking_up = taking_up
@@ -121,7 +124,7 @@ class Reader:
                 self._paging.end(name, left)
         requests = self._source.requests()
         known = {table.attachment for table in self.tables}
-        wanted = selected(attached, self._settings.cdc_tables)
+        wanted = selected(attached, self._named)
         demand_key([table.name for table in wanted if table.is_masked], self._settings.cdc_mask_key)
         for table in wanted:
             name = str(table.name)

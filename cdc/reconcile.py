@@ -27,7 +27,7 @@ from cdc.source import Source
 from cdc.source_rows import SourceRows
 from cdc.sources import polled_options, source_over
 from cdc.status_source import StatusSource
-from cdc.table_options import Mode, TableOptions, unnamed
+from cdc.table_options import Mode, TableOptions, named_tables, unnamed
 from cdc.tables import CapturedTable, selected
 from cdc.timestamp import TimestampSource
 from cdc.timestamp_tables import polled_table
@@ -245,7 +245,7 @@ def _chosen(
         # Those of the setting, without any that is gone.
         tables = list(attached)
     else:
-        tables = list(selected(attached, settings.cdc_tables))
+        tables = list(selected(attached, named_tables(settings.cdc_tables)))
     if not tables and settings.cdc_source != "timestamp":
         raise ConfigurationError(
             f"{where}: no table is attached to capture {settings.cdc_name}; run: viewkeeper-cdc attach TABLE…"

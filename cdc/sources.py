@@ -20,7 +20,7 @@ from cdc.polling import Intervals
 from cdc.session import SESSION
 from cdc.source import AttachedSource, Source
 from cdc.statements import PARTS
-from cdc.table_options import TableOptions, table_options
+from cdc.table_options import TableOptions, named_tables, table_options
 from cdc.tables import CapturedTable, SourceKind, captured_tables, check_source, selected
 from cdc.timestamp import TimestampSource
 from cdc.timestamp_sql import CLUSTER, DATABASE
@@ -119,7 +119,7 @@ def _check_selection(settings: CdcSettings, connection: psycopg.Connection) -> N
     except CaptureError:
         # That a table was altered is for the leader to tell, which may first have to let its writers go on.
         return
-    wanted = selected(tables, settings.cdc_tables)
+    wanted = selected(tables, named_tables(settings.cdc_tables))
     demand_key([table.name for table in wanted if table.is_masked], settings.cdc_mask_key)
 
 

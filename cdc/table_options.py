@@ -97,6 +97,11 @@ def table_options(wanted: str) -> tuple[TableOptions, ...]:
     return tuple(TableOptions(name=TableName.parse(name)) for name in wanted.split(",") if name.strip())
 
 
+def named_tables(wanted: str) -> tuple[TableName, ...]:
+    """Read which tables `VIEWKEEPER_CDC_TABLES` names, as `table_options` does."""
+    return tuple(options.name for options in table_options(wanted))
+
+
 def _of_file(path: Path) -> tuple[TableOptions, ...]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 
 from cdc.column_types import CAST, COLUMN_TYPES, TYPE
 from cdc.errors import CaptureError
-from cdc.table_options import Level, table_options
+from cdc.table_options import Level
 from cdc.wire import TableName
 from runtime.errors import ConfigurationError
 from runtime.migrations import migration_command
@@ -254,12 +254,11 @@ def demand_source(tables: Sequence[CapturedTable], source: SourceKind) -> None:
             )
 
 
-def selected(tables: Sequence[CapturedTable], wanted: str) -> tuple[CapturedTable, ...]:
+def selected(tables: Sequence[CapturedTable], names: Sequence[TableName]) -> tuple[CapturedTable, ...]:
     """Return those of `tables` that `VIEWKEEPER_CDC_TABLES` names, all if it names none.
 
-    Raises ConfigurationError if one is named that is not attached, or if what is named cannot be read.
+    Raises ConfigurationError if one is named that is not attached.
     """
-    names = [options.name for options in table_options(wanted)]
     attached = {table.name for table in tables}
     for name in names:
         if name not in attached:

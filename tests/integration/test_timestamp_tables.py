@@ -48,6 +48,28 @@ def test_keys_of_every_kind_are_found_looked_up_and_swept(polled: PolledSource, 
     assert _texts(polled) == {"lost": 1, "second": 7}
 
 
+def test_its_file_of_tables_is_read_at_the_start(polled: PolledSource, daemon: Daemons) -> None:
+    polled.run(
+        "CREATE TABLE ones (id bigint PRIMARY KEY, text text, updated_at timestamptz DEFAULT now())",
+        "CREATE TABLE others (id bigint PRIMARY KEY, text text, updated_at timestamptz DEFAULT now())",
+    )
+    run = daemon("cdc", "run", settings=polled.tables(ones=TIMESTAMP))
+    polled.wait_published("ones")
+    more = polled.tables(ones=TIMESTAMP, others=TIMESTAMP)
+    polled.run("INSERT INTO others VALUES (1, 'first')", "INSERT INTO ones VALUES (1, 'first')")
+    polled.wait_published("ones")
+    polled.wait_text("ones", 1, "first")
+    Path(more["VIEWKEEPER_CDC_TABLES"]).write_text("half a fi")
+    # It looks at what is there each second.
+    polled.wait_published("ones")
+    polled.run("INSERT INTO ones VALUES (2, 'second')")
+    polled.wait_published("ones")
+    polled.wait_text("ones", 2, "second")
+    assert run.terminate() == 0
+    daemon("cdc", "run", settings=polled.tables(ones=TIMESTAMP, others=TIMESTAMP))
+    polled.wait_text("others", 1, "first")
+
+
 def _texts(polled: PolledSource) -> dict[str, int]:
     texts = [json.loads(value)["text"] for value in polled.topic("odd").values.values()]
     return {text: texts.count(text) for text in set(texts)}
