@@ -22,7 +22,7 @@ from cdc.halving import halved
 from cdc.rounds import Drain, Found, Keys, KnownBy, Positions, Round
 from cdc.session import READER
 from cdc.sweep import key_columns
-from cdc.tables import CapturedTable, Kind, SourceKind, keys_of
+from cdc.tables import CapturedTable, Kind, SourceKind, captured_tables, demand_source, keys_of
 from cdc.unreadable import Asked, unreadable
 from runtime.errors import ViewkeeperError
 from runtime.postgres import DatabaseError, LockNotAvailable, ObjectMissing, translated
@@ -329,6 +329,20 @@ class AttachedSource(Source):
     """A source that tables are attached for, so that they can be handed over between it and another such one."""
 
     kind: ClassVar[SourceKind]
+
+    def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
+        """Return what is attached, and what it looks like.
+
+        Raises CaptureError for what ends the capture, once Postgres refuses no writers any more where it did so for us.
+        """
+        try:
+            with translated(self._where), self._reading(()):
+                tables = captured_tables(self._connection, self._capture)
+                demand_source(tables, self.kind)
+                return tables, self.seen(tables)
+        except CaptureError:
+            self._let_writers_go_on()
+            raise
 
     def seen(self, tables: Sequence[CapturedTable]) -> dict[int, Seen]:
         """Return what tables look like, with the triggers or the publication that this source finds changes by."""

@@ -18,7 +18,7 @@ from cdc.fingerprints import Seen
 from cdc.pruning import empty
 from cdc.rounds import NOTHING_KNOWN, CursorDrain, Drain, Found, Keys, KnownBy, Mark, Positions, Round
 from cdc.source import AttachedSource, arrays
-from cdc.tables import CapturedTable, SourceKind, captured_tables, demand_source
+from cdc.tables import CapturedTable, SourceKind
 from runtime.postgres import translated
 
 _NOW = "SELECT pg_catalog.pg_current_snapshot()::text"
@@ -49,14 +49,7 @@ class TriggerSource(AttachedSource):
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
         """Return what has a change log, and what it looks like."""
-        try:
-            with translated(self._where), self._reading(()):
-                tables = captured_tables(self._connection, self._capture)
-                demand_source(tables, self.kind)
-                looks = self.seen(tables)
-        except CaptureError:
-            self._let_writers_go_on()
-            raise
+        tables, looks = super().attached()
         # One that moves is published, too, and nobody reads the WAL who would see that its identity is gone.
         if any(SourceKind.WAL in (table.source, table.moving_to) for table in tables):
             self._let_writers_go_on()

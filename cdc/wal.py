@@ -19,7 +19,7 @@ from cdc.lsn import lsn_number, lsn_text
 from cdc.rounds import Drain, Found, Keys, Positions, Round
 from cdc.slots import demand_asynchronous, end_other, make_slot_anew, slot_state
 from cdc.source import AttachedSource, arrays
-from cdc.tables import CapturedTable, SourceKind, captured_tables, demand_source, source_of
+from cdc.tables import CapturedTable, SourceKind, source_of
 from cdc.visibility import Visibility, visibility
 from cdc.wal_drain import KeyDrain, page_of
 from cdc.wal_keys import Changed, Owner, WaitingKeys
@@ -101,15 +101,7 @@ class WalSource(AttachedSource):
 
     def attached(self) -> tuple[tuple[CapturedTable, ...], dict[int, Seen]]:
         """Return what is attached, and what it looks like; makes a lost slot anew, or raises CaptureError."""
-        try:
-            with translated(self._where), self._reading(()):
-                tables = captured_tables(self._connection, self._capture)
-                demand_source(tables, self.kind)
-                looks = self.seen(tables)
-        except CaptureError:
-            # Postgres may refuse the writers of the very table for which the capture stops.
-            self._let_writers_go_on()
-            raise
+        tables, looks = super().attached()
         with translated(self._where):
             self._learn_owners()
             if tables:
