@@ -41,8 +41,8 @@ class Unit:
 
     Units are published in the order in which they were read, each after a flush of the source unless `heartbeat`: then
     nothing but the time has moved. By the time in `known_by`, all of a table that was committed is in this unit or an
-    earlier one; only a round's unit says that, of each table that it could read. `tokens` are the mark's, as far as
-    this unit has read them.
+    earlier one: a round's unit says that of each table that it could read, and the last page's of one that is read page
+    by page. `tokens` are the mark's, as far as this unit has read them.
     """
 
     tables: Mapping[str, TableCursor]

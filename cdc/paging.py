@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -12,7 +14,7 @@ from cdc import progress
 from cdc.change import Page, Unit
 from cdc.cursor import TableCursor
 from cdc.progress import Phase, phase
-from cdc.rounds import NO_KEYS, Drain, Found, Mark, Round
+from cdc.rounds import NO_KEYS, NOTHING_KNOWN, Drain, Found, KnownBy, Mark, Round
 from cdc.source import MOST_PAGE_BYTES, Source, by_column
 from cdc.sweep import Batch, KeyReader, key_columns
 from cdc.tables import CapturedTable
@@ -29,8 +31,21 @@ _FIRST_PAGE_ROWS = 5_000
 _LEAST_PAGE_ROWS = 50
 _SAMPLE_ROWS = 64
 
-PageAndEntry = tuple[Page, TableCursor]
-"""A page, and its table's part of the cursor once it is published."""
+
+class Read(NamedTuple):
+    """A page, its table's part of the cursor once it is published, and by when the table is known then."""
+
+    page: Page
+    entry: TableCursor
+    known: KnownBy = NOTHING_KNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class _Drained:
+    """A round that is read page by page, and by when its table is known after the last one."""
+
+    drain: Drain
+    known: KnownBy
 
 
 class Paging:
@@ -41,7 +56,7 @@ class Paging:
         self._source = source
         self._taking_up = taking_up
         self._page_rows: dict[int, int] = {}
-        self._drains: dict[str, Drain] = {}
+        self._drains: dict[str, _Drained] = {}
         self._sweeps: dict[str, KeyReader] = {}
         self._held_back_at: dict[int, float] = {}
         # How many units were read, and how many of them are published; the last one with records of a topic; and the
@@ -90,13 +105,20 @@ class Paging:
         self._learn_width(table, self._source.chunk(table, None, most_rows=_SAMPLE_ROWS))
 
     def images(
-        self, round_: Round, table: CapturedTable, found: Found, *, previous: str, beside: Sequence[Page]
+        self,
+        round_: Round,
+        table: CapturedTable,
+        found: Found,
+        *,
+        known: KnownBy,
+        previous: str,
+        beside: Sequence[Page],
     ) -> Page | None:
         """Read the rows of a round's keys; None if they are more, or wider, than a page holds.
 
         Pages of other tables, `beside` it in the same unit, take of its room. The rows are read page by page then. The
         table stays at its `previous` position until the last one, so that whoever begins again from there repeats the
-        whole round.
+        whole round; with that it is `known` as after the round.
         """
         taken = sum(len(page.changes) / self.most_rows(page.table) for page in beside)
         if taken + found.records / self.most_rows(table) <= 1:
@@ -104,9 +126,8 @@ class Paging:
             if not page.is_cut:
                 return page
             self._learn_wide(table, page)
-        self._drains[str(table.name)] = self._source.drain(
-            round_, found, {table.name: previous}, page_keys=self.most_rows(table)
-        )
+        drain = self._source.drain(round_, found, {table.name: previous}, page_keys=self.most_rows(table))
+        self._drains[str(table.name)] = _Drained(drain, known)
         return None
 
     def passed(self, entry: TableCursor, position: str, marks: frozenset[Mark]) -> TableCursor:
@@ -116,11 +137,11 @@ class Paging:
         self._begin_sweep(entry.topic)
         return progress.truncated(replace(entry, position=position))
 
-    def next(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
+    def next(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> Read | None:
         """Read a table's next page; None if it needs none, or is locked. `told` is what was published of it last."""
-        drain = self._drains.get(str(table.name))
-        if drain is not None:
-            return self._drained(table, entry, drain)
+        drained = self._drains.get(str(table.name))
+        if drained is not None:
+            return self._drained(table, entry, drained.drain, drained.known)
         if phase(entry) is Phase.READING:
             return self._chunked(table, entry)
         if phase(entry) is Phase.SWEEPING:
@@ -143,9 +164,9 @@ class Paging:
 
     def end(self, name: str, entry: TableCursor) -> None:
         """Give up what is begun of a table."""
-        drain = self._drains.pop(name, None)
-        if drain is not None:
-            drain.close()
+        drained = self._drains.pop(name, None)
+        if drained is not None:
+            drained.drain.close()
         self._end_sweep(entry.topic)
 
     def close(self) -> None:
@@ -156,22 +177,23 @@ class Paging:
     def _awaits(self, entry: TableCursor) -> bool:
         return self._awaited.get(entry.topic, 0) > self._published
 
-    def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain) -> PageAndEntry | None:
+    def _drained(self, table: CapturedTable, entry: TableCursor, drain: Drain, known: KnownBy) -> Read | None:
         page = self._source.page(table, drain.peek() or NO_KEYS)
         if page is None:
             return None
         if page.is_cut:
             # The next round begins with the same keys again, in smaller pages.
             self._learn_wide(table, page)
-            self._drains.pop(str(table.name)).close()
-            return page, entry
+            self._drains.pop(str(table.name)).drain.close()
+            return Read(page, entry)
         drain.advance()
-        if drain.peek() is None:
-            self._drains.pop(str(table.name)).close()
-            entry = self.passed(entry, drain.position, drain.found.marks)
-        return page, entry
+        if drain.peek() is not None:
+            return Read(page, entry)
+        self._drains.pop(str(table.name)).drain.close()
+        # Rounds that are all too large for a page would else leave the watermark where it is for as long as they come.
+        return Read(page, self.passed(entry, drain.position, drain.found.marks), known)
 
-    def _chunked(self, table: CapturedTable, entry: TableCursor) -> PageAndEntry | None:
+    def _chunked(self, table: CapturedTable, entry: TableCursor) -> Read | None:
         most_rows = self.most_rows(table)
         page = self._source.chunk(table, entry.reading.resume_after if entry.reading else None, most_rows=most_rows)
         if page is None:
@@ -179,9 +201,9 @@ class Paging:
         rows = len(page.changes)
         end = _key_texts(page.changes[-1][0]) if rows == most_rows or page.is_cut else None
         self._learn_width(table, page)
-        return page, progress.chunked(entry, end=end, rows=rows)
+        return Read(page, progress.chunked(entry, end=end, rows=rows))
 
-    def _swept(self, table: CapturedTable, entry: TableCursor) -> PageAndEntry | None:
+    def _swept(self, table: CapturedTable, entry: TableCursor) -> Read | None:
         if entry.sweep is None or not entry.sweep.end_offsets:
             return None
         if entry.topic not in self._sweeps:
@@ -198,7 +220,7 @@ class Paging:
         if page is None or batch.next_offsets is None:
             # Locked, it begins again from where the cursor is.
             self._end_sweep(entry.topic)
-        return None if page is None else (page, progress.swept(entry, next_offsets=batch.next_offsets))
+        return None if page is None else Read(page, progress.swept(entry, next_offsets=batch.next_offsets))
 
     def _taken(self, table: CapturedTable, sweep: KeyReader, batch: Batch) -> list[Sequence[str]]:
         """Return the texts of those keys of a batch that the table can have, and pass over the others."""
@@ -208,7 +230,7 @@ class Paging:
         sweep.pass_over([*batch.foreign, *(batch.keys.keys() - set(taken))])
         return [batch.keys[key] for key in taken]
 
-    def _forgotten(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> PageAndEntry | None:
+    def _forgotten(self, table: CapturedTable, entry: TableCursor, told: TableCursor | None) -> Read | None:
         """Now and then, read which rows that are held back are gone: TRUNCATE logs no keys, and no topic has these."""
         number, now = table.attachment, time.monotonic()
         if not told or not told.held_back or told.attachment != number:
@@ -217,7 +239,7 @@ class Paging:
             return None
         self._held_back_at[number] = now
         page = self._source.ghosts(table, key_columns(entry.topic, {key.encode() for key in told.held_back}))
-        return (page, entry) if page and page.changes else None
+        return Read(page, entry) if page and page.changes else None
 
     def _learn_width(self, table: CapturedTable, page: Page | None) -> None:
         sample = [len(row) for _, row in page.changes[::16] if row is not None] if page else ()

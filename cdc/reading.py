@@ -17,7 +17,7 @@ from cdc.history import demand_moved_together, demand_snapshot_allowed
 from cdc.masks import demand_key
 from cdc.paging import Paging
 from cdc.progress import Phase, phase
-from cdc.rounds import NOTHING_KNOWN, Found, KnownBy, Mark, Round
+from cdc.rounds import Found, KnownBy, Mark, Round
 from cdc.source import Source
 from cdc.table_options import named_tables
 from cdc.tables import CapturedTable, Kind, selected
@@ -223,6 +223,7 @@ class Reader:
                 return None
             seen, as_of = self._source.seen(round_.tables), self._source.as_of(round_.tables)
             found = {one.table.attachment: one for one in round_.found}
+            known_by = {one: as_of.get(one.attachment) or round_.known(one) for one in round_.tables}
             before, pages = self._entries, list[Page]()
             self._entries = dict(before)
             # A table that was altered since the catalog was read would be read in its old shape: it sits the round out.
@@ -230,7 +231,9 @@ class Reader:
             known = [one for one in round_.tables if self._is_as_it_was(one, seen.get(one.attachment))]
             for table in known:
                 name, number = str(table.name), table.attachment
-                self._entries[name] = self._moved(round_, before[name], table, seen[number], found.get(number), pages)
+                self._entries[name] = self._moved(
+                    round_, before[name], table, seen[number], found.get(number), known_by[table], pages
+                )
         self._emitted_at = began
         is_unflushed, self._is_unflushed = self._is_unflushed, False
         if len(known) < len(round_.tables):
@@ -239,16 +242,13 @@ class Reader:
         return Unit(
             tables=self._entries,
             pages=pages,
-            known_by={str(table.name): self._known(round_, table, as_of) for table in known},
+            # One that is read page by page is with its last page.
+            known_by={
+                name: known_by[table] for table in known if (name := str(table.name)) not in self._paging.draining
+            },
             tokens=round_.tokens,
             heartbeat=not round_.found and self._entries == before and not is_unflushed,
         )
-
-    def _known(self, round_: Round, table: CapturedTable, as_of: Mapping[int, KnownBy]) -> KnownBy:
-        """Return by when a table is known after a round, all of whose pages are read."""
-        if str(table.name) in self._paging.draining:
-            return NOTHING_KNOWN
-        return as_of.get(table.attachment) or round_.known(table)
 
     def _check_history(self, round_: Round) -> bool:
         """Return whether the source is the one of the cursor; if not, give up all positions, or raise CaptureError."""
@@ -277,6 +277,7 @@ class Reader:
         table: CapturedTable,
         seen: Seen,
         found: Found | None,
+        known: KnownBy,
         pages: list[Page],
     ) -> TableCursor:
         """Return a table's part after a round that could lock it; add its changes to `pages`."""
@@ -304,7 +305,7 @@ class Reader:
         if not round_.found and not round_.moves_on:
             return replace(entry, fingerprint=seen.fingerprint)
         if found:
-            page = self._paging.images(round_, table, found, previous=entry.position, beside=pages)
+            page = self._paging.images(round_, table, found, known=known, previous=entry.position, beside=pages)
             if page is None:
                 return entry
             pages.append(page)
@@ -351,10 +352,9 @@ class Reader:
                 raise
             if read is None:
                 continue  # it needs none, or is locked and has its turn again later
-            page, after = read
-            self._went_on(name, after)
+            self._went_on(name, read.entry)
             self.tables = (*(other for other in self.tables if other is not table), table)
-            return Unit(tables=self._entries, pages=[page])
+            return Unit(tables=self._entries, pages=[read.page], known_by={name: read.known})
         return None
 
     def _went_on(self, name: str, after: TableCursor) -> None:

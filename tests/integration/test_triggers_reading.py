@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from datetime import datetime
 
 import psycopg
 import pytest
@@ -101,6 +102,29 @@ def test_a_log_is_emptied_once_the_cursor_says_so_and_not_what_it_said_of_an_ear
             units.tell(unit)
         wait_until(lambda: bool(units.next()) and source.logged() == 0, what="a log that is emptied, step by step")
         _wait_complete(units)
+
+
+def test_a_watermark_moves_on_though_every_round_is_too_large_for_a_page(source: Source, units: Units) -> None:
+    """Who writes as fast as is read would hold it where it was for as long, however little the topic lags behind."""
+    source.attach("tweets")
+    _wait_complete(units)
+    committed: dict[bytes, datetime] = {}
+    published = set[bytes]()
+    known = set[datetime]()
+
+    def is_known_by_three_times() -> bool:
+        last = 150 * (len(committed) + 1)
+        source.run(insert_tweets(last - 149, last))
+        committed[f'{{"tweet_id":{last}}}'.encode()] = source.now()
+        unit = units.next()
+        published.update(key for page in unit.pages for key, _ in page.changes)
+        time = unit.known_by.get(TWEETS, NOTHING_KNOWN).time
+        if time is not None:
+            known.add(time)
+            assert published >= {key for key, at in committed.items() if at <= time}
+        return len(known) == 3
+
+    wait_until(is_known_by_three_times, what="a watermark that moves on")
 
 
 def _request_snapshot(source: Source) -> None:
