@@ -56,13 +56,13 @@ def test_columns_change_while_rows_do(tweets: Source, daemon: Daemons) -> None:
 
 @contextmanager
 def _written(source: Source, table: str) -> Iterator[None]:
-    """Write rows of a table, one after the other, while the body runs."""
+    """Write rows of a table, one after the other and no faster than small pages are read, while the body runs."""
     over = threading.Event()
 
     def write() -> None:
         with source.session() as session:
             session.autocommit = True
-            while not over.is_set():
+            while not over.wait(0.002):
                 session.execute(f"INSERT INTO {table} SELECT coalesce(max(user_id), 0) + 1 FROM {table}")
 
     with ThreadPoolExecutor(1) as executor:
