@@ -57,7 +57,7 @@ def kind_of(unit: Unit) -> Kind | None:
     """Return what a unit is; None for one that moves the time only."""
     if not unit.pages:
         return None
-    if unit.known_by:
+    if unit.tokens:
         return Kind.ROUND
     return {Op.READ: Kind.CHUNK, Op.UPSERT: Kind.DRAIN, Op.DELETE: Kind.SWEEP}[unit.pages[0].op]
 
