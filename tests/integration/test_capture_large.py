@@ -2,10 +2,10 @@
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def tables(source: Source) -> Source:
 def test_c18_a_large_transaction_takes_little_memory_and_leaves_others_fresh(tables: Source, daemon: Daemons) -> None:
     capture = daemon("cdc", "run")
     tables.wait_exact("users", "tweets")
-    with _written(tables):
+    with _written(tables) as written:
         tables.run(insert_tweets(1, LARGE_ROWS))
         committed = tables.now()
         tables.wait_published("tweets", timeout_seconds=120)
@@ -45,15 +45,16 @@ def test_c18_a_large_transaction_takes_little_memory_and_leaves_others_fresh(tab
             for cursor in tables.cursors()
             if (entry := cursor.tables["public.users"]).watermark and entry.watermark.time > committed - FRESH
         ]
-    assert max(after - before for before, after in pairwise(times)) < FRESH
+    # A machine that stands still holds up the writer, too.
+    assert _longest_gap(times) < FRESH + _longest_gap(written)
     tables.wait_exact("users", "tweets")
     assert _peak_mebibytes(capture) < MOST_MEBIBYTES
 
 
 @contextmanager
-def _written(source: Source) -> Iterator[None]:
-    """Insert users, one a transaction, while the body runs."""
-    over = threading.Event()
+def _written(source: Source) -> Iterator[list[datetime]]:
+    """Insert users, one a transaction, while the body runs; give the times at which each was committed."""
+    over, written = threading.Event(), list[datetime]()
 
     def write() -> None:
         with source.session() as session:
@@ -62,14 +63,19 @@ def _written(source: Source) -> Iterator[None]:
                 user += 1
                 session.execute("INSERT INTO users (user_id) VALUES (%s)", (user,))
                 session.commit()
+                written.append(datetime.now(UTC))
 
     with ThreadPoolExecutor(1) as executor:
         writing = executor.submit(write)
         try:
-            yield
+            yield written
         finally:
             over.set()
             writing.result()
+
+
+def _longest_gap(times: Sequence[datetime]) -> timedelta:
+    return max(after - before for before, after in pairwise(times))
 
 
 def test_c18_killed_in_a_large_round_it_repeats_it_harmlessly(tables: Source, daemon: Daemons) -> None:
