@@ -42,7 +42,8 @@ class StatusCommand:
 
     def text(self, *options: str, columns: int = 80, settings: Mapping[str, str] = NO_SETTINGS) -> str:
         command = self._daemon("cdc", "status", *options, settings={"COLUMNS": str(columns), **settings})
-        self.exit_code = command.wait()
+        # It asks a broker that is away for ten seconds, and has to start before that.
+        self.exit_code = command.wait(timeout_seconds=30)
         return command.log_text()
 
 
