@@ -1,8 +1,6 @@
 """C13: change logs beside open and prepared transactions, under steady writers, and at their limit."""
 
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import pytest
@@ -13,7 +11,7 @@ from cdc.tables import captured_tables
 from runtime.postgres import connect
 from tests.daemons import Daemon, Daemons
 from tests.integration.captured_source import CAPTURE, Source, insert_tweets
-from tests.waiting import wait_until
+from tests.waiting import meanwhile, wait_until
 
 # Slow, and nothing that a version of Postgres could change.
 pytestmark = pytest.mark.newest_postgres
@@ -121,24 +119,17 @@ def test_c13_pruning_keeps_up_with_a_steady_writer_and_leaves_nothing(tweets: So
 @contextmanager
 def _written(source: Source) -> Iterator[Callable[[], int]]:
     """Insert rows, 500 a transaction, while the body runs; yields how many there are."""
-    over = threading.Event()
     rows = 0
+    with source.session() as session:
 
-    def write() -> None:
-        nonlocal rows
-        with source.session() as session:
-            while not over.is_set():
-                session.execute(insert_tweets(rows + 1, rows + 500))
-                session.commit()
-                rows += 500
+        def write() -> None:
+            nonlocal rows
+            session.execute(insert_tweets(rows + 1, rows + 500))
+            session.commit()
+            rows += 500
 
-    with ThreadPoolExecutor(1) as executor:
-        writing = executor.submit(write)
-        try:
+        with meanwhile(write):
             yield lambda: rows
-        finally:
-            over.set()
-            writing.result()
 
 
 def test_c13_at_its_limit_the_log_stops_growing_and_the_table_is_read_anew(tweets: Source, daemon: Daemons) -> None:

@@ -1,8 +1,6 @@
 """Schema changes while the capture runs: rows take their new shape and nothing stops, or it stops and says why."""
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from tests.daemons import Daemons
 from tests.integration.captured_source import Source, insert_tweets
 from tests.topics import delete_topic
+from tests.waiting import meanwhile
 
 CHANGES = {
     "added": "ALTER TABLE tweets ADD COLUMN note text DEFAULT 'new'",
@@ -57,21 +56,11 @@ def test_columns_change_while_rows_do(tweets: Source, daemon: Daemons) -> None:
 @contextmanager
 def _written(source: Source, table: str) -> Iterator[None]:
     """Write rows of a table, one after the other and no faster than small pages are read, while the body runs."""
-    over = threading.Event()
-
-    def write() -> None:
-        with source.session() as session:
-            session.autocommit = True
-            while not over.wait(0.002):
-                session.execute(f"INSERT INTO {table} SELECT coalesce(max(user_id), 0) + 1 FROM {table}")
-
-    with ThreadPoolExecutor(1) as executor:
-        writing = executor.submit(write)
-        try:
+    insert = f"INSERT INTO {table} SELECT coalesce(max(user_id), 0) + 1 FROM {table}"
+    with source.session() as session:
+        session.autocommit = True
+        with meanwhile(lambda: session.execute(insert), every_seconds=0.002):
             yield
-        finally:
-            over.set()
-            writing.result()
 
 
 @pytest.mark.parametrize(
